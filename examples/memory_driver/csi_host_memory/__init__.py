@@ -1,0 +1,1 @@
+"""A CSI driver whose volumes live in this machine's memory."""

@@ -1,0 +1,202 @@
+"""What is on a device, and putting a filesystem on one that is proven to be blank."""
+
+import os
+import shlex
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from csi_host.errors import FailedPrecondition, Internal, InvalidArgument
+from csi_host.node.mounts import StrPath
+from csi_host.process import ProcessError, Runner
+from csi_host.request import seconds_for
+from csi_host_common_node.blank import BlankProof, DeviceNotBlank, identify, read_blank
+from csi_host_common_node.programs import needed_for, require
+from csi_host_common_node.reading import DeviceReader, DeviceUnclear
+from csi_host_common_node.sparse import Extent
+
+__all__ = [
+    "Blank",
+    "BlankProof",
+    "Content",
+    "DeviceNotBlank",
+    "DeviceUnclear",
+    "FilesystemDamaged",
+    "Filesystems",
+    "Has",
+]
+
+DEFAULT_FS_TYPE: Final = "ext4"
+# No reserved blocks: root is not the one who fills a volume. No discard: a new volume has nothing to discard. The lazy
+# ext4 initialization is right on a device that reads as zeros, which is proven before.
+_MKFS_OPTIONS: Final = {
+    "ext4": ("-m0", "-Enodiscard,lazy_itable_init=1,lazy_journal_init=1"),
+    "ext3": ("-m0", "-Enodiscard"),
+    "xfs": ("-K",),
+}
+_BLKID_SECONDS = 30.0
+_BLKID_FOUND_NOTHING = 2
+# What changes a device is not killed for an impatient caller: half a mkfs or fsck is worse than a late one.
+_CHANGE_SECONDS = 3600.0
+# The bits of e2fsck's exit code (e2fsck(8)): 1 and 2 say that it repaired something.
+_REPAIRED_AT_MOST = 3
+_UNCORRECTED = 4
+
+
+class FilesystemDamaged(FailedPrecondition):
+    """The filesystem has errors that are not repaired without a person's decision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blank:
+    """No signature, and the device can be read: not yet a proof that there is no data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Has:
+    """The device holds a filesystem, an encryption header and the like (``kind`` is blkid's name) or partitions."""
+
+    kind: str
+    is_partition_table: bool = False
+
+
+Content = Blank | Has
+
+
+class Filesystems:
+    """Probes, formats and checks devices with the programs of util-linux, e2fsprogs and xfsprogs.
+
+    ``blank_seconds`` is how long the reading of a device may take that is to be proven blank.
+    """
+
+    def __init__(
+        self,
+        run: Runner,
+        *,
+        blank_seconds: float = 90.0,
+        require: Callable[[Iterable[str]], None] = require,
+    ) -> None:
+        self._run = run
+        self._blank_seconds = blank_seconds
+        self._require = require
+
+    def content_of(self, device: StrPath) -> Content:
+        """Return what blkid finds on ``device``; whatever is not a clear answer raises DeviceUnclear."""
+        name = os.fspath(device)
+        with DeviceReader(name) as reader:
+            # blkid says "nothing found" also of a device that is missing or cannot be read.
+            reader.read(0, min(reader.size_bytes, 1024**2))
+        try:
+            argv = ["blkid", "--probe", "--output", "export", "--", name]
+            timeout = seconds_for(f"probing {name}", at_most=_BLKID_SECONDS)
+            result = self._run(argv, timeout=timeout, ok_codes=(0, _BLKID_FOUND_NOTHING))
+        except ProcessError as error:
+            raise DeviceUnclear(f"{name}: it is not known what is on it, so it stays as it is: {error}") from error
+        return _content(name, result.exit_code, result.stdout)
+
+    def prove_blank(self, device: StrPath, extents: Iterable[Extent] | None = None) -> BlankProof:
+        """Return the proof that ``device`` may be formatted: no signature, and nothing but zeros.
+
+        ``extents`` are what the backend has allocated, see ``read_blank``. Raises DeviceNotBlank, DeviceUnclear.
+        """
+        self._refuse_signature(device)
+        seconds = seconds_for(f"reading {os.fspath(device)}", at_most=self._blank_seconds)
+        return read_blank(device, extents, seconds=seconds)
+
+    def accept_unsigned(self, device: StrPath) -> BlankProof:
+        """Return the permission to format a device without a signature, whatever else is on it.
+
+        Only for a caller with a record that its own mkfs was cut off there before anything could mount it.
+        """
+        self._refuse_signature(device)
+        return identify(device)
+
+    def format(
+        self,
+        device: StrPath,
+        fs_type: str,
+        options: str = "",
+        *,
+        proof: BlankProof | None = None,
+        label: str = "",
+    ) -> None:
+        """Make a filesystem (ext4 if ``fs_type`` is empty) on a device that is proven blank, here or by ``proof``.
+
+        ``options`` are mkfs options in shell words and replace the defaults. Raises InvalidArgument before anything is
+        touched, DeviceNotBlank and DeviceUnclear instead of touching it, ProcessError when mkfs failed.
+        """
+        fs_type = fs_type or DEFAULT_FS_TYPE
+        words = _mkfs_words(fs_type, options)
+        self._require(needed_for(fs_type))
+        if proof is None:
+            proof = self.prove_blank(device)
+        self._refuse_signature(device)
+        if identify(device) != proof:
+            raise DeviceUnclear(f"{os.fspath(device)} is not the device that was proven blank; it is not formatted")
+        words += ["-L", label] if label else []
+        words += self._compatible_words(fs_type, words)
+        seconds_for(f"formatting {os.fspath(device)}", at_most=_CHANGE_SECONDS)
+        self._run([f"mkfs.{fs_type}", *words, "--", os.fspath(device)], timeout=_CHANGE_SECONDS)
+        if (content := self.content_of(device)) != Has(kind=fs_type):
+            raise Internal(f"{os.fspath(device)}: mkfs.{fs_type} reported success, but the device shows {content}")
+
+    def check(self, device: StrPath, fs_type: str) -> None:
+        """Repair what can be repaired without a question before an unmounted filesystem is mounted.
+
+        ext3 and ext4 only: xfs replays its log when it is mounted. Raises FilesystemDamaged.
+        """
+        if not fs_type.startswith("ext"):
+            return
+        self._require(["e2fsck"])
+        argv = ["e2fsck", "-p", "--", os.fspath(device)]
+        try:
+            self._run(argv, timeout=_CHANGE_SECONDS, ok_codes=range(_REPAIRED_AT_MOST + 1))
+        except ProcessError as error:
+            if error.exit_code is None or not error.exit_code & _UNCORRECTED:
+                raise
+            raise FilesystemDamaged(
+                f"{os.fspath(device)}: the {fs_type} filesystem has errors that are not repaired unasked; run "
+                f"e2fsck on it by hand, then try again: {error}"
+            ) from error
+
+    def _refuse_signature(self, device: StrPath) -> None:
+        content = self.content_of(device)
+        if isinstance(content, Has):
+            what = f"a partition table ({content.kind})" if content.is_partition_table else content.kind
+            raise DeviceNotBlank(
+                f"{os.fspath(device)} already holds {what}; it is not formatted. If that can be lost, make the device "
+                "read as zeros (blkdiscard --zeroout) and try again"
+            )
+
+    def _compatible_words(self, fs_type: str, words: list[str]) -> list[str]:
+        # Kernels before 4.16 write to an xfs with reflinks only at their peril, and nodes of one cluster differ.
+        if fs_type != "xfs" or any("reflink" in word for word in words):
+            return []
+        usage = self._run(["mkfs.xfs", "-?"], timeout=_BLKID_SECONDS, ok_codes=range(256))
+        return ["-m", "reflink=0"] if "reflink=0|1" in usage.stdout + usage.stderr else []
+
+
+def _content(device: str, exit_code: int, output: str) -> Content:
+    found = dict(line.partition("=")[::2] for line in output.splitlines())
+    kind, table = found.get("TYPE", ""), found.get("PTTYPE", "")
+    if exit_code == 0 and (kind or table):
+        return Has(kind=kind or table, is_partition_table=not kind)
+    if exit_code == _BLKID_FOUND_NOTHING and not found:
+        return Blank()
+    raise DeviceUnclear(
+        f"{device}: blkid ended with {exit_code} and said {output.strip() or 'nothing'!r}, which names no content; "
+        "the device stays as it is"
+    )
+
+
+def _mkfs_words(fs_type: str, options: str) -> list[str]:
+    if fs_type not in _MKFS_OPTIONS:
+        raise InvalidArgument(f"fs_type: expected one of {', '.join(sorted(_MKFS_OPTIONS))}, got {fs_type}")
+    try:
+        words = shlex.split(options) or list(_MKFS_OPTIONS[fs_type])
+    except ValueError as error:
+        raise InvalidArgument(f"mkfsOptions: {error}") from error
+    # A path would be another device to format, a journal outside, a directory to copy from.
+    if paths := [word for word in words if "/" in word]:
+        raise InvalidArgument(f"mkfsOptions: expected options without a path, got {paths[0]}")
+    return words
