@@ -1,0 +1,1 @@
+"""How an image becomes a block device: one Attacher per mounter name."""

@@ -1,0 +1,94 @@
+"""What every way of turning an image into a block device offers."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from csi_host.errors import Aborted, Unavailable
+
+
+class DeviceInUse(Aborted):
+    """The image's device on this node is mounted and stays as it is; the message says where."""
+
+
+class AttachmentLost(Unavailable):
+    """The image has no device here, or what serves it has died."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """Which image: ``cluster_id`` is the configuration's, ``namespace`` the RADOS namespace ("" for the default)."""
+
+    cluster_id: str
+    pool: str
+    image: str
+    namespace: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.pool, self.namespace, self.image) if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachRequest:
+    """What attaching needs to know; ``mon_host`` in any syntax that Ceph takes."""
+
+    spec: ImageSpec
+    mon_host: str
+    user: str
+    key: str = field(repr=False)
+    read_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attachment:
+    """A block device on this node that shows an image.
+
+    ``is_alive`` is False when what serves the device has died: every read and write of it fails from then on, and it
+    can only be detached.
+    """
+
+    device: str
+    read_only: bool
+    is_alive: bool = True
+
+
+class Attacher(Protocol):
+    """One way of turning images into block devices.
+
+    What is attached is what the kernel (or the daemon) says, never what a file says. The caller holds the volume's
+    lock. Every method can be called again after it failed, or after this process died in the middle of it.
+    """
+
+    name: ClassVar[str]
+
+    def check(self) -> None:
+        """Raise FailedPrecondition naming what this machine lacks; touches nothing."""
+        ...
+
+    def attach(self, request: AttachRequest) -> Attachment:
+        """Return the image's device, made unless it is there; a dead or half-made one is replaced.
+
+        Raises DeviceInUse when the image is attached otherwise than asked and in use.
+        """
+        ...
+
+    def find(self, spec: ImageSpec) -> Attachment | None:
+        """Return the image's device on this node, None when it has none."""
+        ...
+
+    def detach(self, spec: ImageSpec) -> None:
+        """Take the image's device away, all its writes being in the image; nothing to do when there is none.
+
+        Raises DeviceInUse when the device is still mounted.
+        """
+        ...
+
+    def detach_device(self, device: str) -> bool:
+        """Detach the image behind a device, as ``detach`` does; False when the device is not this attacher's."""
+        ...
+
+    def grow(self, spec: ImageSpec) -> int:
+        """Make the device show the size that the image has now, and return that size in bytes.
+
+        Raises AttachmentLost when the image has no living device here.
+        """
+        ...

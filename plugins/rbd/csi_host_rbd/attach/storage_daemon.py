@@ -1,0 +1,219 @@
+"""One qemu-storage-daemon: started with nothing secret, then told over QMP which image to export as which file."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from csi_host.errors import CsiError, InvalidArgument, Unavailable
+from csi_host.process import Runner
+from csi_host.request import seconds_for
+from csi_host_rbd.attach.attacher import AttachmentLost, AttachRequest
+from csi_host_rbd.attach.processes import end_process, find_processes, wait_for_end
+from csi_host_rbd.attach.qmp import QmpClient, QmpRefused
+
+PROGRAM = "qemu-storage-daemon"
+_IMAGE_NODE = "image"
+_PROBE_NODE = "probe"
+_KEY = "key"
+_START_SECONDS = 20.0
+# Opening waits for the monitors (bounded by the connect timeout) and then for the image's OSDs.
+_OPEN_MARGIN_SECONDS = 20.0
+
+
+class ImageNotOpened(Unavailable):
+    """The storage daemon could not open the image; the message has the daemon's words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Home:
+    """The directory of one image's daemon; none of its files holds a secret."""
+
+    path: Path
+
+    @property
+    def socket(self) -> Path:
+        """Where the daemon listens for QMP."""
+        return self.path / "qmp.sock"
+
+    @property
+    def conf(self) -> Path:
+        """The daemon's ceph.conf."""
+        return self.path / "ceph.conf"
+
+    @property
+    def node(self) -> Path:
+        """How the daemon was told to open the image."""
+        return self.path / "node.json"
+
+    @property
+    def export(self) -> Path:
+        """The file that shows the image; looking at it can hang, so only programs with a timeout do."""
+        return self.path / "image"
+
+    def clear(self) -> None:
+        """Remove the files; nothing may be mounted on the export any more."""
+        for file in (self.socket, self.conf, self.node, self.export):
+            file.unlink(missing_ok=True)
+
+
+class StorageDaemon:
+    """The daemon of one image, running or not.
+
+    ``connect_timeout`` bounds its connecting to the cluster, ``patience`` how long it may take to answer, and how long
+    to end; both in seconds.
+    """
+
+    def __init__(
+        self, home: Home, *, run: Runner, ceph_conf: Path | None, connect_timeout: float, patience: float
+    ) -> None:
+        self._home = home
+        self._patience = patience
+        self._run = run
+        self._ceph_conf = ceph_conf
+        self._connect_timeout = connect_timeout
+        # A comma in an option's value is written twice.
+        path = str(home.socket).replace(",", ",,")
+        self._chardev = f"socket,id=qmp,path={path},server=on,wait=off"
+
+    def is_running(self) -> bool:
+        """Whether the kernel has a process of it."""
+        return bool(self._pids())
+
+    def start(self, request: AttachRequest) -> None:
+        """Start the process and have it export the image; raises ImageNotOpened, or non-final errors of QMP."""
+        node = _rbd_node(self._home, request)
+        self._home.conf.write_text(self._conf_text(request))
+        self._home.node.write_text(json.dumps(node))
+        self._home.export.touch(mode=0o600)
+        self._run(
+            [PROGRAM, "--daemonize", "--chardev", self._chardev, "--monitor", "chardev=qmp,mode=control"],
+            timeout=seconds_for(f"starting {PROGRAM}", at_most=_START_SECONDS),
+            # What an operator set for other Ceph clients would win over the conf.
+            environment={"CEPH_ARGS": "", "CEPH_CONF": ""},
+        )
+        with self._qmp() as qmp:
+            try:
+                self._export_image(qmp, node, request)
+            except QmpRefused as error:
+                raise ImageNotOpened(f"image {request.spec} cannot be opened by {PROGRAM}: {error}") from error
+
+    def follow_image_size(self, *, may_resize: bool) -> tuple[int, int]:
+        """Make the export as big as the image is now; return the image's and the export's size in bytes.
+
+        The daemon keeps the size that it opened the image with until it is told to resize: to the size that the image
+        already has, which a second, passing open shows. Should the image be grown once more in the milliseconds
+        between, that growth is undone before anything can have been written there; ask for it again.
+        """
+        with self._qmp() as qmp:
+            image_bytes = self._image_bytes(qmp)
+            export_bytes = _node_bytes(qmp, _IMAGE_NODE)
+            if export_bytes < image_bytes and may_resize:
+                qmp.execute("block_resize", {"node-name": _IMAGE_NODE, "size": image_bytes})
+                export_bytes = _node_bytes(qmp, _IMAGE_NODE)
+        return image_bytes, export_bytes
+
+    def end(self) -> None:
+        """End the process, whose export nobody uses any more; raises Unavailable when it cannot be ended.
+
+        Asked to quit it closes the export and the image first. It has no write cache of its own, so a process that
+        does not listen is killed without losing a write that was answered.
+        """
+        for pid in self._pids():
+            try:
+                with QmpClient(self._home.socket, timeout=self._patience) as qmp:
+                    qmp.execute("quit")
+                has_ended = wait_for_end(pid, PROGRAM, self._chardev, timeout=self._patience)
+            except CsiError:
+                has_ended = False
+            if not has_ended:
+                end_process(pid, PROGRAM, self._chardev, patience=self._patience)
+
+    def _pids(self) -> list[int]:
+        return find_processes(PROGRAM, self._chardev)
+
+    @contextmanager
+    def _qmp(self) -> Iterator[QmpClient]:
+        with QmpClient(
+            self._home.socket, timeout=seconds_for(f"asking {PROGRAM}", at_most=self._patience)
+        ) as connected:
+            yield connected
+
+    def _export_image(self, qmp: QmpClient, node: Mapping[str, object], request: AttachRequest) -> None:
+        # The key stays in the daemon's memory, which needs it again to look at the image's size.
+        qmp.execute("object-add", {"qom-type": "secret", "id": _KEY, "data": request.key, "format": "base64"})
+        self._open(qmp, node)
+        qmp.execute(
+            "block-export-add",
+            {
+                "type": "fuse",
+                "id": "export",
+                "node-name": _IMAGE_NODE,
+                "mountpoint": str(self._home.export),
+                "writable": not request.read_only,
+                "allow-other": "off",
+            },
+        )
+
+    def _open(self, qmp: QmpClient, node: Mapping[str, object]) -> None:
+        limit = self._connect_timeout + _OPEN_MARGIN_SECONDS
+        qmp.execute("blockdev-add", node, timeout=seconds_for("opening the image", at_most=limit))
+
+    def _image_bytes(self, qmp: QmpClient) -> int:
+        names = {node["node-name"] for node in _nodes(qmp)}
+        if _IMAGE_NODE not in names:
+            raise AttachmentLost(f"{self._home.path}: {PROGRAM} has no image open; stage the volume again")
+        if _PROBE_NODE in names:
+            # An earlier look was cut off before it had closed it.
+            qmp.execute("blockdev-del", {"node-name": _PROBE_NODE})
+        node = json.loads(self._home.node.read_text())
+        self._open(qmp, {**node, "node-name": _PROBE_NODE, "read-only": True})
+        size = _node_bytes(qmp, _PROBE_NODE)
+        qmp.execute("blockdev-del", {"node-name": _PROBE_NODE})
+        return size
+
+    def _conf_text(self, request: AttachRequest) -> str:
+        """Return the operator's ceph.conf and then what the request says, which wins as its section is narrower."""
+        for value in (request.mon_host, request.user):
+            if not value.isprintable():
+                raise InvalidArgument(f"mon_host and user: expected printable text, got {value!r}")
+        base = ""
+        if self._ceph_conf is not None and self._ceph_conf.is_file():
+            base = self._ceph_conf.read_text()
+        return (
+            f"{base}\n"
+            f"# {request.spec} of cluster {request.spec.cluster_id}\n"
+            f"[client.{request.user}]\n"
+            f"mon_host = {request.mon_host}\n"
+            f"client_mount_timeout = {max(1, round(self._connect_timeout))}\n"
+            # A device waits for its OSDs however long they are away, as a disk does: an error breaks the filesystem.
+            "rados_osd_op_timeout = 0\n"
+        )
+
+
+def _rbd_node(home: Home, request: AttachRequest) -> dict[str, object]:
+    """Return the arguments of blockdev-add; ``cache.direct`` is librbd without a cache, flushes go through."""
+    spec = request.spec
+    return {
+        "driver": "rbd",
+        "node-name": _IMAGE_NODE,
+        "pool": spec.pool,
+        **({"namespace": spec.namespace} if spec.namespace else {}),
+        "image": spec.image,
+        "user": request.user,
+        "key-secret": _KEY,
+        "conf": str(home.conf),
+        "read-only": request.read_only,
+        "discard": "unmap",
+        "cache": {"direct": True, "no-flush": False},
+    }
+
+
+def _nodes(qmp: QmpClient) -> list[dict[str, Any]]:
+    return list(qmp.execute("query-named-block-nodes", {"flat": True}))
+
+
+def _node_bytes(qmp: QmpClient, name: str) -> int:
+    return next(int(node["image"]["virtual-size"]) for node in _nodes(qmp) if node["node-name"] == name)

@@ -1,0 +1,52 @@
+"""The clusters as the RPCs see them: opened by id, with pools in the configured namespace and the pools' journals."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+
+from csi_host_rbd.ceph.cluster import Connection, Connections, Pool
+from csi_host_rbd.clusters import ClusterConfig, Clusters
+from csi_host_rbd.credentials import Credentials
+from csi_host_rbd.journal import Doubts, Journal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """A cluster with an open connection; its pools are seen through the configured RADOS namespace."""
+
+    config: ClusterConfig
+    connection: Connection
+
+    def pool(self, name: str) -> Pool:
+        """Return a pool by name; raises PoolNotFound."""
+        return self.connection.pool(name, self.config.rados_namespace)
+
+    def pool_with_id(self, pool_id: int) -> Pool:
+        """Return a pool by id; raises PoolNotFound."""
+        return self.connection.pool_with_id(pool_id, self.config.rados_namespace)
+
+
+class Backend:
+    """All clusters of the configuration."""
+
+    def __init__(self, *, clusters: Clusters, connections: Connections, instance_id: str) -> None:
+        self._clusters = clusters
+        self._connections = connections
+        self._instance_id = instance_id
+        self._guard = Lock()
+        self._doubts: dict[tuple[str, int, str], Doubts] = {}
+
+    @contextmanager
+    def open(self, cluster_id: str, credentials: Credentials) -> Iterator[Cluster]:
+        """Yield a cluster; raises ClusterNotConfigured, and what connecting fails with."""
+        config = self._clusters.find(cluster_id)
+        with self._connections.use(config.mon_host, credentials) as connection:
+            yield Cluster(config=config, connection=connection)
+
+    def journal(self, cluster: Cluster, pool: Pool) -> Journal:
+        """Return the journal of volumes in a pool."""
+        with self._guard:
+            key = (cluster.config.cluster_id, pool.pool_id, pool.namespace)
+            doubts = self._doubts.setdefault(key, Doubts())
+        return Journal(pool=pool, instance_id=self._instance_id, pool_with_id=cluster.pool_with_id, doubts=doubts)

@@ -1,0 +1,74 @@
+"""``csi-host rbd``: the driver's own commands."""
+
+from pathlib import Path
+
+import click
+
+from csi_host_rbd.devcluster import DEFAULT_DIRECTORY, DevCluster, DevClusterError
+
+
+@click.group()
+def rbd() -> None:
+    """Commands of the rbd driver."""
+
+
+@rbd.group("dev-cluster")
+def dev_cluster() -> None:
+    """A one-node Ceph on this machine, for development and for trying the driver out."""
+
+
+_directory = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_DIRECTORY,
+    show_default=True,
+    help="Where all of the cluster is kept.",
+)
+
+
+@dev_cluster.command()
+@_directory
+@click.option(
+    "--persist",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep the cluster in this directory instead, on disk (bluestore), so that its data outlives `down`.",
+)
+def up(directory: Path, persist: Path | None) -> None:
+    """Start the cluster; fine when it runs already."""
+    cluster = DevCluster(persist or directory, persist=persist is not None)
+    try:
+        cluster.up(lambda step: click.echo(f"  {step}", err=True))
+    except DevClusterError as error:
+        raise click.ClickException(str(error)) from error
+    _describe(cluster)
+
+
+@dev_cluster.command()
+@_directory
+def status(directory: Path) -> None:
+    """Say what runs; exit code 1 when the cluster is not up."""
+    cluster = DevCluster(directory)
+    for daemon in cluster.daemons():
+        click.echo(f"{daemon.program}  pid {daemon.pid}")
+    if not cluster.is_up():
+        raise click.ClickException(f"the cluster in {cluster.directory} is not up")
+    _describe(cluster)
+
+
+@dev_cluster.command()
+@_directory
+@click.option("--purge", is_flag=True, help="Remove the data of a --persist cluster too.")
+def down(directory: Path, *, purge: bool) -> None:
+    """Stop the cluster and remove what it kept; fine when nothing is there, also after a crash."""
+    try:
+        DevCluster(directory).down(purge=purge)
+    except DevClusterError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _describe(cluster: DevCluster) -> None:
+    click.echo(f"administrate with      ceph --conf {cluster.ceph_conf} status")
+    click.echo(f"serve with             csi-host --driver rbd --cephcsiconfig {cluster.clusters_file} …")
+    click.echo(f"call with              csi-host call --secrets {cluster.secret_file} …")
+    click.echo(f"StorageClass           clusterID: {cluster.cluster_id}, pool: {cluster.pool}")

@@ -1,0 +1,108 @@
+"""Putting a filesystem on an image: only where it is proven that nothing is lost by it.
+
+A mark in the image's metadata is a second witness beside the device's own content, whose reading can go wrong:
+
+* no mark: nobody of ours has formatted the image; it is formatted when every allocated byte of it reads as zero;
+* ``formatting <type>``, written before mkfs: an mkfs was begun and perhaps cut off, and nobody can have mounted what
+  it left, so an image without a signature is formatted again although it is not all zero;
+* ``formatted <type>``, written after mkfs and before the first mount: there is a filesystem, so an image that looks
+  blank is never formatted, nor is one with a mark that is none of these.
+
+What has a signature is used as it is, whatever the mark says: after ``formatting`` another driver, which knows no
+marks, may have formatted and used it.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from csi_host.errors import FailedPrecondition
+from csi_host_common_node.filesystem import DEFAULT_FS_TYPE, BlankProof, Filesystems, Has
+
+_FORMATTING = "formatting"
+_FORMATTED = "formatted"
+
+
+class NotFormatted(FailedPrecondition):
+    """The image has no filesystem and must not be given one; the message says why."""
+
+
+class OtherFilesystem(FailedPrecondition):
+    """The image holds something else than the filesystem that was asked for."""
+
+
+class Marked(Protocol):
+    """An image with its mark."""
+
+    def read_mark(self) -> str | None:
+        """Return the mark, None when there is none."""
+        ...
+
+    def write_mark(self, text: str) -> None:
+        """Replace the mark; it is on the cluster when this returns."""
+        ...
+
+    def allocated_extents(self) -> Iterable[tuple[int, int]]:
+        """Return the (offset, length) in bytes of everything that was ever written."""
+        ...
+
+
+def ensure_filesystem(
+    filesystems: Filesystems,
+    device: str,
+    image: Marked,
+    *,
+    fs_type: str,
+    mkfs_options: str = "",
+    never_because: str = "",
+) -> str:
+    """Return the type of the filesystem on ``device``, made if there is none and nothing speaks against it.
+
+    ``fs_type`` "" takes any that is there, and ext4 where there is none. ``never_because`` is the reason why this
+    volume is never written to by the driver, "" for one that may be. Raises NotFormatted, OtherFilesystem, and what
+    the proof fails with.
+    """
+    content = filesystems.content_of(device)
+    if isinstance(content, Has):
+        _refuse_other(device, content, fs_type)
+        if not never_because:
+            _mark_formatted(image, content.kind)
+        return content.kind
+    if never_because:
+        raise NotFormatted(f"the volume has no filesystem and {never_because}")
+    proof = _permission(filesystems, device, image)
+    wanted = fs_type or DEFAULT_FS_TYPE
+    image.write_mark(f"{_FORMATTING} {wanted}")
+    filesystems.format(device, wanted, mkfs_options, proof=proof)
+    image.write_mark(f"{_FORMATTED} {wanted}")
+    return wanted
+
+
+def _refuse_other(device: str, content: Has, fs_type: str) -> None:
+    if content.is_partition_table:
+        raise OtherFilesystem(
+            f"{device} holds a partition table ({content.kind}), expected a filesystem; left as it is"
+        )
+    if fs_type and content.kind != fs_type:
+        raise OtherFilesystem(
+            f"fs_type: the volume holds {content.kind}, but {fs_type} was asked for; it is left as it is. Ask for "
+            f"{content.kind} (csi.storage.k8s.io/fstype in the StorageClass or fsType of the volume)"
+        )
+
+
+def _mark_formatted(image: Marked, kind: str) -> None:
+    mark = f"{_FORMATTED} {kind}"
+    if image.read_mark() != mark:
+        image.write_mark(mark)
+
+
+def _permission(filesystems: Filesystems, device: str, image: Marked) -> BlankProof:
+    mark = image.read_mark()
+    if mark is None:
+        return filesystems.prove_blank(device, image.allocated_extents())
+    if mark.split(" ")[0] == _FORMATTING:
+        return filesystems.accept_unsigned(device)
+    raise NotFormatted(
+        f"the image is marked {mark!r}, but no filesystem is recognized on {device}: the data may be hidden by a "
+        "failure of the storage, or damaged. It is never formatted again. Look at the image (blkid, e2fsck -n, "
+        "xfs_repair -n); if nothing on it matters, make it read as zeros and remove the mark (rbd image-meta remove)"
+    )

@@ -1,0 +1,125 @@
+"""The Node service: from CSI's messages to volumes on this node and back."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import grpc
+
+from csi_host.access import AccessMode, VolumeAccess
+from csi_host.driver import HostContext
+from csi_host.errors import FailedPrecondition, InvalidArgument
+from csi_host.proto import csi_pb2
+from csi_host.services.messages import access_of, capacity_range_of
+from csi_host.services.node import NodeServer
+from csi_host_rbd.attach.registry import Attachers
+from csi_host_rbd.backend import Backend
+from csi_host_rbd.credentials import Credentials
+from csi_host_rbd.errors import VolumeNotFound
+from csi_host_rbd.node_images import NodeImages
+from csi_host_rbd.node_volumes import NodeVolumes
+from csi_host_rbd.staging import Staging, find_staging
+
+
+class RbdNodeServer(NodeServer):
+    """Volumes on RBD images, as filesystems and as block devices."""
+
+    features: ClassVar[frozenset[str]] = frozenset({"SINGLE_NODE_MULTI_WRITER"})
+
+    def __init__(self, context: HostContext, *, backend: Backend, attachers: Attachers) -> None:
+        super().__init__(context)
+        self._images = NodeImages(backend)
+        self._volumes = NodeVolumes(run=context.run, attachers=attachers)
+
+    def NodeStageVolume(
+        self,
+        request: csi_pb2.NodeStageVolumeRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
+    ) -> csi_pb2.NodeStageVolumeResponse:
+        """Attach the image and mount it on the staging directory; formats it if it is proven blank."""
+        access = _checked(access_of(request.volume_capability))
+        staging = Staging.of(request.staging_target_path, request.volume_id)
+        if not staging.directory.is_dir():
+            raise InvalidArgument(
+                f"staging_target_path: expected an existing directory, got {request.staging_target_path}"
+            )
+        credentials = Credentials.from_secrets(request.secrets)
+        with self.context.volume_locks.hold(request.volume_id):
+            if not self._volumes.is_staged(staging, access):
+                with self._images.find(request.volume_id, request.volume_context, credentials) as image:
+                    self._volumes.stage(staging, access, image)
+        return csi_pb2.NodeStageVolumeResponse()
+
+    def NodeUnstageVolume(
+        self,
+        request: csi_pb2.NodeUnstageVolumeRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
+    ) -> csi_pb2.NodeUnstageVolumeResponse:
+        """Unmount and detach the volume, from what the staging directory says alone; OK when it is gone."""
+        with self.context.volume_locks.hold(request.volume_id):
+            try:
+                staging = Staging.of(request.staging_target_path, request.volume_id)
+            except VolumeNotFound:
+                return csi_pb2.NodeUnstageVolumeResponse()
+            self._volumes.unstage(staging)
+        return csi_pb2.NodeUnstageVolumeResponse()
+
+    def NodePublishVolume(
+        self,
+        request: csi_pb2.NodePublishVolumeRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
+    ) -> csi_pb2.NodePublishVolumeResponse:
+        """Bind mount the staged volume at the target."""
+        access = _checked(access_of(request.volume_capability))
+        if not request.staging_target_path:
+            raise FailedPrecondition("staging_target_path: required, as this driver stages volumes")
+        staging = Staging.of(request.staging_target_path, request.volume_id)
+        with self.context.volume_locks.hold(request.volume_id):
+            self._volumes.publish(staging, Path(request.target_path), access, read_only=request.readonly)
+        return csi_pb2.NodePublishVolumeResponse()
+
+    def NodeUnpublishVolume(
+        self,
+        request: csi_pb2.NodeUnpublishVolumeRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
+    ) -> csi_pb2.NodeUnpublishVolumeResponse:
+        """Unmount the target and remove it; OK when it is gone."""
+        with self.context.volume_locks.hold(request.volume_id):
+            self._volumes.unpublish(Path(request.target_path))
+        return csi_pb2.NodeUnpublishVolumeResponse()
+
+    def NodeExpandVolume(
+        self,
+        request: csi_pb2.NodeExpandVolumeRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
+    ) -> csi_pb2.NodeExpandVolumeResponse:
+        """Show the size that the image has, in the device and in the filesystem on it."""
+        capacity = capacity_range_of(request)
+        with self.context.volume_locks.hold(request.volume_id):
+            staging = _find_staged(request)
+            size = self._volumes.expand(staging, required_bytes=capacity.required_bytes if capacity else 0)
+        return csi_pb2.NodeExpandVolumeResponse(capacity_bytes=size)
+
+
+def _checked(access: VolumeAccess) -> VolumeAccess:
+    """Return ``access``; raises InvalidArgument for a use that an RBD image cannot serve."""
+    if access.mode is AccessMode.UNKNOWN:
+        raise InvalidArgument("volume_capability.access_mode.mode: required")
+    # A filesystem on one image mounted for writing by two nodes is destroyed.
+    if not access.is_block and access.mode.is_multi_node and not access.mode.is_reader_only:
+        raise InvalidArgument(
+            "volume_capability.access_mode: multi node access modes are only supported on rbd block type volumes, "
+            f"got {access.mode.name} with a filesystem"
+        )
+    return access
+
+
+def _find_staged(request: csi_pb2.NodeExpandVolumeRequest) -> Staging:
+    """Return where the volume is staged: as the caller says, or as the mount at volume_path shows."""
+    if request.staging_target_path:
+        staging = Staging.of(request.staging_target_path, request.volume_id)
+        if staging.mount() is not None:
+            return staging
+    found = find_staging(request.volume_id, request.volume_path)
+    if found is None:
+        raise VolumeNotFound(f"volume_path: volume {request.volume_id} is not mounted at {request.volume_path}")
+    return found

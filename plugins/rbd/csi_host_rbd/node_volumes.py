@@ -1,0 +1,322 @@
+"""Volumes on this node: attached, mounted, published, grown, and taken away again.
+
+What is there is read from mountinfo and asked of the attacher every time; the stash only says which image it was.
+What a failure leaves, and who mends it:
+
+* a step of ``stage`` fails: what this call made is undone; what cannot be undone turns the error into a non-final one;
+* the process dies within ``stage``: the retry finds the device, formats only what it may (see formatting) and mounts;
+* it dies within ``unstage``: the retry finds no mount, and detaches what the stash names; the stash goes last;
+* what serves the device has died below the mount: ``stage`` unmounts and attaches anew, ``unstage`` takes it away;
+* a reboot left a stash and a plain directory: ``publish`` refuses, ``stage`` and ``unstage`` go on from there.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from csi_host.access import AccessMode, VolumeAccess
+from csi_host.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from csi_host.node.devices import size_bytes
+from csi_host.node.mounts import Mount, mounts_of_device, split_options
+from csi_host.process import Runner
+from csi_host.request import remaining_seconds
+from csi_host_common_node import volumes
+from csi_host_common_node.filesystem import DEFAULT_FS_TYPE, Filesystems
+from csi_host_common_node.mounter import Mounter
+from csi_host_common_node.programs import needed_for, require
+from csi_host_common_node.resize import Grower
+from csi_host_rbd.attach.attacher import Attacher, Attachment, DeviceInUse
+from csi_host_rbd.attach.cleanup import Rollback
+from csi_host_rbd.attach.registry import Attachers, MounterNotServed
+from csi_host_rbd.ceph.image import Image
+from csi_host_rbd.errors import VolumeInUse, VolumeIsSecondary
+from csi_host_rbd.formatting import ensure_filesystem
+from csi_host_rbd.node_images import NodeImage
+from csi_host_rbd.staging import Staging
+from csi_host_rbd.stash import Stash, StashUnreadable, remove_stash, write_stash
+
+_FILESYSTEMS = frozenset({"ext3", "ext4", "xfs"})
+_DIRECTORY_MODE = 0o750
+_FILE_MODE = 0o600
+# How long a stage waits for the image's last user to go: a client that died keeps its watch for 30 s.
+_IN_USE_SECONDS = 50.0
+_SHARE_OF_DEADLINE = 0.8
+_FIRST_PAUSE_SECONDS = 1.0
+_PAUSE_GROWTH = 1.4
+
+
+class NotStagedHere(FailedPrecondition):
+    """The volume is not staged at the given path, or not in the way it is wanted."""
+
+
+class OtherVolumeStaged(FailedPrecondition):
+    """The staging path belongs to another volume."""
+
+
+class SecondTarget(FailedPrecondition):
+    """A volume of SINGLE_NODE_SINGLE_WRITER is published at another target already."""
+
+
+class NodeVolumes:
+    """The volumes of this node; the caller holds the volume's lock. ``pause`` sleeps for a number of seconds."""
+
+    def __init__(self, *, run: Runner, attachers: Attachers, pause: Callable[[float], None] = time.sleep) -> None:
+        self._mounter = Mounter(run)
+        self._filesystems = Filesystems(run)
+        self._grower = Grower(run)
+        self._attachers = attachers
+        self._pause = pause
+
+    def is_staged(self, staging: Staging, access: VolumeAccess) -> bool:
+        """Whether nothing is left to do: mounted, served by something alive, and known to the stash.
+
+        Raises AlreadyExists when it is staged as the other of filesystem and block device, OtherVolumeStaged when
+        another volume is staged at the path.
+        """
+        stash = _stash_if_sound(staging)
+        if stash is not None and not staging.owns(stash):
+            raise OtherVolumeStaged(
+                f"staging_target_path: volume {stash.volume_id} is staged at {staging.directory}; unstage it first"
+            )
+        mount = staging.mount()
+        if mount is None:
+            return False
+        if _is_block(mount) != access.is_block:
+            kind = "block device" if _is_block(mount) else "filesystem"
+            raise AlreadyExists(f"volume {staging.volume_id} is staged as a {kind} already at {staging.directory}")
+        return stash is not None and self._is_served(stash, mount)
+
+    def stage(self, staging: Staging, access: VolumeAccess, image: NodeImage) -> None:
+        """Attach the image and mount it, formatted if need be."""
+        attacher = self._attachers.named(image.mounter)
+        attacher.check()
+        if not access.is_block:
+            _check_fs_type(access.fs_type)
+        attachment, mount = attacher.find(image.spec), staging.mount()
+        stash = image.stash(staging.volume_id, attacher.name)
+        if mount is not None:
+            if attachment and attachment.is_alive and attachment.device == _device_of(mount):
+                # Staged all along: only the stash was lost.
+                write_stash(staging.directory, stash)
+                return
+            _refuse_shared(mount, staging)
+            self._mounter.unmount(staging.target)
+        with Rollback() as rollback:
+            rollback.add(lambda: _release(staging, attacher, image, was_attached=attachment is not None))
+            write_stash(staging.directory, stash)
+            device = self._attach(attacher, attachment, access, image)
+            if _make_target(staging.target, is_block=access.is_block):
+                rollback.add(lambda: volumes.unpublish(self._mounter, staging.target))
+            if access.is_block:
+                self._mounter.bind(device, staging.target)
+            else:
+                self._mount_filesystem(device, staging, access, image)
+
+    def unstage(self, staging: Staging) -> None:
+        """Unmount the volume and detach its image; fine when both are gone. Leaves the staging directory empty."""
+        mount = staging.mount()
+        stash = _stash_if_sound(staging) if mount else staging.stash()
+        if stash is not None and not staging.owns(stash):
+            stash = None
+        attacher = self._attachers.named(stash.mounter) if stash else None
+        volumes.unpublish(self._mounter, staging.target)
+        if stash and attacher:
+            attacher.detach(stash.spec)
+            remove_stash(staging.directory)
+        elif mount is not None:
+            self._detach_device(_device_of(mount))
+            remove_stash(staging.directory)
+
+    def publish(self, staging: Staging, target: Path, access: VolumeAccess, *, read_only: bool) -> None:
+        """Show the staged volume at ``target`` as well; fine when it is there in the same way already."""
+        mount = staging.mount()
+        if mount is None or _is_block(mount) != access.is_block:
+            kind = "block device" if access.is_block else "filesystem"
+            raise NotStagedHere(
+                f"staging_target_path: volume {staging.volume_id} is not staged as a {kind} at {staging.directory}; "
+                "stage it first"
+            )
+        read_only = read_only or _wants_read_only(access)
+        if mount.is_read_only and not read_only and not access.is_block:
+            raise NotStagedHere(f"volume {staging.volume_id} is staged read-only and cannot be published for writing")
+        if access.mode is AccessMode.SINGLE_NODE_SINGLE_WRITER:
+            self._refuse_second_target(staging, target)
+        if access.is_block:
+            volumes.publish_block(self._mounter, staging.target, target, read_only)
+        else:
+            volumes.publish_filesystem(self._mounter, staging.target, target, access.mount_flags, read_only)
+
+    def unpublish(self, target: Path) -> None:
+        """Take the volume away from ``target``; fine when it is gone."""
+        volumes.unpublish(self._mounter, target)
+
+    def expand(self, staging: Staging, *, required_bytes: int) -> int:
+        """Show the image's size in the device and in its filesystem; return it in bytes.
+
+        Raises FailedPrecondition when the image itself is smaller than ``required_bytes``.
+        """
+        mount, stash = staging.mount(), staging.stash()
+        if mount is None or stash is None or not staging.owns(stash):
+            raise NotStagedHere(f"volume {staging.volume_id} is not staged at {staging.directory}; stage it again")
+        image_bytes = self._attachers.named(stash.mounter).grow(stash.spec)
+        if image_bytes < required_bytes:
+            raise FailedPrecondition(
+                f"capacity_range.required_bytes: expected at most the {image_bytes} bytes that the image has, got "
+                f"{required_bytes}; ControllerExpandVolume comes first"
+            )
+        device = _device_of(mount)
+        if not _is_block(mount):
+            self._grower.grow(device, staging.target)
+        return size_bytes(device)
+
+    def _is_served(self, stash: Stash, mount: Mount) -> bool:
+        try:
+            attachment = self._attachers.named(stash.mounter).find(stash.spec)
+        except MounterNotServed:
+            # Staged by ceph-csi with the kernel's client, which does not die.
+            return True
+        return attachment is not None and attachment.is_alive and attachment.device == _device_of(mount)
+
+    def _attach(self, attacher: Attacher, attachment: Attachment | None, access: VolumeAccess, image: NodeImage) -> str:
+        # A filesystem with an unclean journal can be mounted read-only only where the journal can be replayed.
+        read_only = access.mode.is_reader_only and (access.is_block or access.mode.is_multi_node)
+        if attachment and attachment.is_alive and attachment.read_only == read_only:
+            if not read_only:
+                attacher.grow(image.spec)
+            return attachment.device
+        with image.opened() as opened:
+            _refuse_secondary(opened, image)
+            if not access.mode.is_multi_node:
+                self._wait_until_unused(opened, image)
+        return attacher.attach(image.attach_request(read_only=read_only)).device
+
+    def _wait_until_unused(self, opened: Image, image: NodeImage) -> None:
+        """Wait for others to let go of the image, as long as the caller can wait; raises VolumeInUse naming them."""
+        allowed = image.mirror_daemon_count if opened.mirroring().is_enabled else 0
+        left = remaining_seconds()
+        patience = _IN_USE_SECONDS if left is None else min(_IN_USE_SECONDS, left * _SHARE_OF_DEADLINE)
+        until, pause = time.monotonic() + patience, _FIRST_PAUSE_SECONDS
+        while len(watchers := opened.watchers()) > allowed:
+            if time.monotonic() + pause > until:
+                names = ", ".join(str(watcher) for watcher in watchers)
+                raise VolumeInUse(f"image {image.spec} is still being used by {names}; waited {patience:.0f} s")
+            self._pause(pause)
+            pause *= _PAUSE_GROWTH
+
+    def _mount_filesystem(self, device: str, staging: Staging, access: VolumeAccess, image: NodeImage) -> None:
+        read_only = _wants_read_only(access)
+        kind = ensure_filesystem(
+            self._filesystems,
+            device,
+            image,
+            fs_type=access.fs_type,
+            mkfs_options=image.mkfs_options,
+            never_because=_why_never_formatted(image, read_only=read_only),
+        )
+        if not read_only:
+            self._filesystems.check(device, kind)
+            # ext grows here, where it needs no capability; xfs can only after it is mounted.
+            self._grower.grow(device)
+        self._mounter.mount(device, staging.target, kind, _mount_options(kind, access, read_only=read_only))
+        if not read_only:
+            self._grower.grow(device, staging.target)
+
+    def _detach_device(self, device: str) -> None:
+        if not any(attacher.detach_device(device) for attacher in self._attachers):
+            raise FailedPrecondition(
+                f"{device} was unmounted, but which image it shows is not known; detach it by hand"
+            )
+
+    def _refuse_second_target(self, staging: Staging, target: Path) -> None:
+        if others := volumes.other_targets(staging.target, target):
+            raise SecondTarget(
+                f"target_path: volume {staging.volume_id} may have one target (SINGLE_NODE_SINGLE_WRITER) and is "
+                f"published at {', '.join(others)}"
+            )
+
+
+def _check_fs_type(fs_type: str) -> None:
+    if fs_type and fs_type not in _FILESYSTEMS:
+        raise InvalidArgument(f"fs_type: expected one of {', '.join(sorted(_FILESYSTEMS))}, got {fs_type}")
+    require(needed_for(fs_type or DEFAULT_FS_TYPE))
+
+
+def _stash_if_sound(staging: Staging) -> Stash | None:
+    try:
+        return staging.stash()
+    except StashUnreadable:
+        return None
+
+
+def _is_block(mount: Mount) -> bool:
+    return mount.fs_type not in _FILESYSTEMS
+
+
+def _device_of(mount: Mount) -> str:
+    """Return the device below a staging mount: of a block volume its node is what is mounted."""
+    if _is_block(mount):
+        return f"/dev/{Path(mount.root).name}"
+    return f"/dev/{Path('/sys/dev/block', mount.device).resolve().name}"
+
+
+def _refuse_shared(mount: Mount, staging: Staging) -> None:
+    """Leave a dead device alone that pods still have: its mounts would keep it, and nobody would know whose it is."""
+    try:
+        users = [each.mount_point for each in mounts_of_device(_device_of(mount)) if each != mount]
+    except FileNotFoundError:
+        return
+    if users:
+        raise DeviceInUse(
+            f"volume {staging.volume_id} has to be staged anew, as what serves it has died; it is still mounted at "
+            f"{', '.join(users)}: unpublish it there first"
+        )
+
+
+def _release(staging: Staging, attacher: Attacher, image: NodeImage, *, was_attached: bool) -> None:
+    try:
+        attacher.detach(image.spec)
+    except DeviceInUse:
+        # Mounted elsewhere since before this call: not this call's to take away, and the stash still says what it is.
+        if not was_attached:
+            raise
+        return
+    remove_stash(staging.directory)
+
+
+def _make_target(target: Path, *, is_block: bool) -> bool:
+    """Make what the volume is mounted on, unless it is there; return whether it was made."""
+    try:
+        if is_block:
+            target.touch(mode=_FILE_MODE, exist_ok=False)
+        else:
+            target.mkdir(mode=_DIRECTORY_MODE)
+    except FileExistsError:
+        if target.is_symlink() or target.is_dir() is is_block:
+            raise FailedPrecondition(f"staging_target_path: something else is in the way at {target}") from None
+        return False
+    return True
+
+
+def _wants_read_only(access: VolumeAccess) -> bool:
+    return access.mode.is_reader_only or "ro" in [word for flag in access.mount_flags for word in split_options(flag)]
+
+
+def _why_never_formatted(image: NodeImage, *, read_only: bool) -> str:
+    if image.is_static:
+        return "was made by an administrator (staticVolume), so it is not formatted here"
+    return "is wanted read-only, so it is not formatted" if read_only else ""
+
+
+def _mount_options(kind: str, access: VolumeAccess, *, read_only: bool) -> list[str]:
+    # A clone of an xfs has the UUID of its source, which may be mounted on this node as well.
+    options = ["nouuid"] if kind == "xfs" else []
+    for word in ("_netdev", *access.mount_flags, *(["ro"] if read_only else [])):
+        if word not in options:
+            options.append(word)
+    return options
+
+
+def _refuse_secondary(opened: Image, image: NodeImage) -> None:
+    mirroring = opened.mirroring()
+    if mirroring.is_enabled and not mirroring.is_primary:
+        raise VolumeIsSecondary(f"image {image.spec} is a mirror's copy here; it is written in its primary cluster")

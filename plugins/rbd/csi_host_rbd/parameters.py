@@ -1,0 +1,167 @@
+"""StorageClass parameters: what they mean and what is wrong with them."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import ClassVar
+
+from csi_host.errors import InvalidArgument
+from csi_host_rbd.features import parse_features
+from csi_host_rbd.options import MOUNTERS
+
+log = logging.getLogger(__name__)
+
+RESERVED_PREFIX = "csi.storage.k8s.io/"
+OWNER_PARAMETER = RESERVED_PREFIX + "pvc/namespace"
+# What --setmetadata writes on an image, under the same names as ceph-csi.
+METADATA_PARAMETERS = (
+    RESERVED_PREFIX + "pvc/name",
+    RESERVED_PREFIX + "pvc/namespace",
+    RESERVED_PREFIX + "pv/name",
+)
+DEFAULT_NAME_PREFIX = "csi-vol-"
+
+_KNOWN = frozenset(
+    {
+        "clusterID", "pool", "dataPool", "radosNamespace", "volumeNamePrefix", "imageFeatures", "mounter", "mapOptions",
+        "unmapOptions", "mkfsOptions", "tryOtherMounters", "encrypted", "encryptionKMSID", "encryptionType",
+        "cephLogDir", "cephLogStrategy", "stripeUnit", "stripeCount", "objectSize", "topologyConstrainedPools",
+        "thickProvision",
+    }
+)  # fmt: skip
+_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+# librbd's limits: objects of 4 KiB to 32 MiB, 4 MiB when nothing is said.
+_MIN_ORDER, _MAX_ORDER, _DEFAULT_ORDER = 12, 25, 22
+
+
+def parse_bool(name: str, text: str) -> bool:
+    """Return the truth of a boolean parameter in the spellings ceph-csi takes; raises InvalidArgument."""
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise InvalidArgument(f"parameters[{name}]: expected true or false, got {text!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Striping:
+    """How an image is cut into objects: ``order`` is the exponent of the object size, None for librbd's default."""
+
+    order: int | None = None
+    unit_bytes: int = 0
+    count: int = 0
+
+    DEFAULT_OBJECT_BYTES: ClassVar[int] = 1 << _DEFAULT_ORDER
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeParameters:
+    """A StorageClass, understood. ``features`` is librbd's bit mask, None for the cluster's default."""
+
+    cluster_id: str
+    pool: str
+    data_pool: str = ""
+    name_prefix: str = DEFAULT_NAME_PREFIX
+    features: int | None = None
+    striping: Striping = field(default_factory=Striping)
+    owner: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    passed_on: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_parameters(parameters: Mapping[str, str]) -> VolumeParameters:
+    """Return what a StorageClass asks for; raises InvalidArgument naming the parameter.
+
+    ``passed_on`` is what the node gets to see in volume_context: everything but the pools of a topology and the
+    provisioner's own ``csi.storage.k8s.io/`` keys.
+    """
+    _refuse_unserved(parameters)
+    _warn_of_unknown(parameters)
+    cluster_id = _required(parameters, "clusterID")
+    pool = _required(parameters, "pool")
+    for name in ("dataPool", "radosNamespace", "volumeNamePrefix", "imageFeatures"):
+        if parameters.get(name) == "":
+            raise InvalidArgument(f"parameters[{name}]: expected a value, got an empty one; leave it out instead")
+    mounter = parameters.get("mounter", "")
+    if mounter and mounter not in MOUNTERS:
+        raise InvalidArgument(f"parameters[mounter]: expected one of {', '.join(MOUNTERS)}, got {mounter!r}")
+    features = parameters.get("imageFeatures")
+    return VolumeParameters(
+        cluster_id=cluster_id,
+        pool=pool,
+        data_pool=parameters.get("dataPool", ""),
+        name_prefix=_name_prefix(parameters),
+        features=None if features is None else parse_features(features, mounter),
+        striping=_parse_striping(parameters),
+        owner=parameters.get(OWNER_PARAMETER, ""),
+        metadata={name: parameters[name] for name in METADATA_PARAMETERS if name in parameters},
+        passed_on={name: value for name, value in parameters.items() if not name.startswith(RESERVED_PREFIX)},
+    )
+
+
+def _required(parameters: Mapping[str, str], name: str) -> str:
+    value = parameters.get(name, "")
+    if not value:
+        raise InvalidArgument(f"parameters[{name}]: required")
+    return value
+
+
+def _name_prefix(parameters: Mapping[str, str]) -> str:
+    prefix = parameters.get("volumeNamePrefix", DEFAULT_NAME_PREFIX)
+    if "/" in prefix or "@" in prefix:
+        raise InvalidArgument(f"parameters[volumeNamePrefix]: an image name cannot have '/' or '@', got {prefix!r}")
+    return prefix
+
+
+def _refuse_unserved(parameters: Mapping[str, str]) -> None:
+    """Refuse what would change where or how data is kept and is not served: ignoring it would be a broken promise."""
+    if parse_bool("encrypted", parameters.get("encrypted") or "false"):
+        raise InvalidArgument("parameters[encrypted]: encrypted volumes are not served by this version; leave it out")
+    if parameters.get("topologyConstrainedPools"):
+        raise InvalidArgument(
+            "parameters[topologyConstrainedPools]: not served by this version; name one pool in parameters[pool]"
+        )
+
+
+def _warn_of_unknown(parameters: Mapping[str, str]) -> None:
+    # ceph-csi ignores what it does not know, so a class that works there must work here; but a typo is worth a line.
+    for name in parameters:
+        if name in _KNOWN or name.startswith(RESERVED_PREFIX):
+            continue
+        near = get_close_matches(name, _KNOWN, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        log.warning(f"parameters[{name}] is unknown and has no effect{hint}")
+
+
+def _parse_striping(parameters: Mapping[str, str]) -> Striping:
+    object_bytes = _parse_positive(parameters, "objectSize")
+    unit_bytes, count = _parse_positive(parameters, "stripeUnit"), _parse_positive(parameters, "stripeCount")
+    order = None
+    if object_bytes:
+        order = object_bytes.bit_length() - 1
+        if 1 << order != object_bytes or not _MIN_ORDER <= order <= _MAX_ORDER:
+            raise InvalidArgument(
+                f"parameters[objectSize]: expected a power of two from {1 << _MIN_ORDER} to {1 << _MAX_ORDER} bytes, "
+                f"got {object_bytes}"
+            )
+    if bool(unit_bytes) != bool(count):
+        missing = "stripeCount" if unit_bytes else "stripeUnit"
+        raise InvalidArgument(f"parameters[{missing}]: required, since stripeUnit and stripeCount go together")
+    whole = object_bytes or Striping.DEFAULT_OBJECT_BYTES
+    if unit_bytes and whole % unit_bytes:
+        raise InvalidArgument(
+            f"parameters[stripeUnit]: expected a divisor of the object size ({whole} bytes), got {unit_bytes}"
+        )
+    return Striping(order=order, unit_bytes=unit_bytes, count=count)
+
+
+def _parse_positive(parameters: Mapping[str, str], name: str) -> int:
+    """Return a whole number above zero, 0 when the parameter is not given."""
+    text = parameters.get(name)
+    if text is None:
+        return 0
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise InvalidArgument(f"parameters[{name}]: expected a whole number above 0, got {text!r}")
+    return int(text)

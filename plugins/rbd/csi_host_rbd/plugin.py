@@ -1,0 +1,43 @@
+"""What the rbd driver registers; librados is imported only when it is created."""
+
+from collections.abc import Mapping, Sequence
+
+import click
+
+from csi_host.driver import Driver, DriverType, HostContext
+from csi_host.hookspecs import hookimpl
+from csi_host_rbd.options import OPTIONS
+
+
+def _create(context: HostContext) -> Driver:
+    from csi_host_rbd.driver import create_driver  # noqa: PLC0415 (imports librados, which only this driver needs)
+
+    return create_driver(context)
+
+
+@hookimpl
+def csi_host_register_driver() -> DriverType:
+    """Return the rbd driver's type."""
+    return DriverType(
+        name="rbd",
+        summary="Ceph RBD images as volumes, on disk compatible with ceph-csi",
+        default_driver_name="rbd.csi.ceph.com",
+        create=_create,
+        options=OPTIONS,
+    )
+
+
+@hookimpl
+def csi_host_commands() -> Sequence[click.Command]:
+    """Return ``csi-host rbd``."""
+    from csi_host_rbd.cli import rbd  # noqa: PLC0415 (keeps the start of every other command short)
+
+    return [rbd]
+
+
+@hookimpl
+def csi_host_versions() -> Mapping[str, str]:
+    """Return the versions of librados and librbd."""
+    from csi_host_rbd.ceph.bindings import rados, rbd  # noqa: PLC0415 (nothing else of --version needs them)
+
+    return {"librados": str(rados.Rados().version()), "librbd": ".".join(map(str, rbd.RBD().version()))}

@@ -1,0 +1,79 @@
+"""What the qemu mounter has left on this machine, asked of the kernel and not of the code under test."""
+
+import os
+import select
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from csi_host.node.mounts import read_mounts
+from csi_host_rbd.attach.storage_daemon import PROGRAM
+
+_END_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What this machine has below a directory of the qemu mounter, asked of the kernel."""
+
+    directory: Path
+
+    def daemons(self) -> list[int]:
+        """Return the pids of the storage daemons."""
+        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and self._is_ours(entry)]
+
+    def _is_ours(self, entry: Path) -> bool:
+        try:
+            words = (entry / "cmdline").read_bytes().decode().split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return words[0] == PROGRAM and any(str(self.directory) in word for word in words)
+
+    def loops(self) -> list[str]:
+        """Return the loop devices."""
+        files = Path("/sys/block").glob("loop*/loop/backing_file")
+        return [f"/dev/{file.parts[3]}" for file in files if str(self.directory) in self._backing(file)]
+
+    def _backing(self, file: Path) -> str:
+        try:
+            return file.read_text()
+        except OSError:
+            # Other tests' devices come and go.
+            return ""
+
+    def mounts(self) -> list[str]:
+        """Return the places where something is mounted."""
+        return [mount.mount_point for mount in read_mounts() if str(self.directory) in mount.mount_point]
+
+    def assert_clean(self) -> None:
+        """Raise AssertionError when anything is left but empty directories."""
+        left = [*map(str, self.daemons()), *self.loops(), *self.mounts()]
+        left += [str(path) for path in self.directory.glob("qemu/*")]
+        if left:
+            raise AssertionError(f"left behind: {', '.join(left)}")
+
+    def kill_daemon(self) -> None:
+        """Kill the one daemon there is, and wait until it is gone."""
+        (pid,) = self.daemons()
+        pinned = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGKILL)
+        # It becomes readable when the process has ended.
+        ended = select.select([pinned], [], [], _END_SECONDS)[0]
+        os.close(pinned)
+        if not ended:
+            raise AssertionError(f"process {pid} does not die")
+
+    @contextmanager
+    def stopped_daemon(self) -> Iterator[None]:
+        """Have the one daemon there is hang for the length of the ``with``."""
+        (pid,) = self.daemons()
+        pinned = os.pidfd_open(pid)
+        signal.pidfd_send_signal(pinned, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pinned, signal.SIGCONT)
+            os.close(pinned)

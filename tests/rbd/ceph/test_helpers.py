@@ -1,0 +1,98 @@
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from csi_host_rbd.ceph.failures import BackendTimeout, BackendUnavailable
+from csi_host_rbd.ceph.helpers import HelperThreads
+
+SOON = 0.05
+LONG = 20.0
+
+
+@contextmanager
+def _stuck(threads: HelperThreads, target: str = "") -> Iterator[threading.Event]:
+    """One call hangs for the length of the ``with`` and was given up; the event says that it has ended."""
+    go_on, ended = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        go_on.wait(LONG)
+        ended.set()
+
+    with pytest.raises(BackendTimeout, match="doing it"):
+        threads.call("doing it", hang, timeout=SOON, target=target)
+    try:
+        yield ended
+    finally:
+        go_on.set()
+        assert ended.wait(LONG)
+
+
+def _wait_until_idle(threads: HelperThreads) -> None:
+    # A call of its own, as nothing else says that a thread has gone.
+    for _ in range(1000):
+        if threads.running == 0:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError(f"{threads.running} threads are left")
+
+
+def test_a_call_gives_its_result_or_its_error() -> None:
+    threads = HelperThreads(purpose="test", limit=1)
+    assert threads.call("adding", lambda: 1 + 1, timeout=LONG) == 2
+    with pytest.raises(ZeroDivisionError):
+        threads.call("dividing", lambda: 1 // 0, timeout=LONG)
+    _wait_until_idle(threads)
+
+
+def test_a_call_that_hangs_is_given_up_and_counts_until_it_ends() -> None:
+    threads = HelperThreads(purpose="test", limit=2)
+    with _stuck(threads):
+        assert (threads.running, threads.hanging) == (1, 1)
+        assert threads.call("adding", lambda: 2, timeout=LONG) == 2
+    _wait_until_idle(threads)
+    assert threads.hanging == 0
+
+
+def test_when_too_many_hang_more_are_refused_at_once_until_one_ends() -> None:
+    threads = HelperThreads(purpose="manager", limit=2)
+    with _stuck(threads):
+        with _stuck(threads), pytest.raises(BackendUnavailable, match="2 calls of the manager hang"):
+            threads.call("adding", lambda: 2, timeout=LONG)
+        while threads.hanging > 1:
+            threading.Event().wait(0.01)
+        assert threads.call("adding", lambda: 2, timeout=LONG) == 2
+
+
+def test_nothing_else_is_done_to_what_a_call_that_was_given_up_may_still_change() -> None:
+    threads = HelperThreads(purpose="test", limit=5)
+    with _stuck(threads, target="pool/image"):
+        with pytest.raises(BackendUnavailable, match=r"doing it.*still runs.*pool/image"):
+            threads.call("removing", lambda: None, timeout=LONG, target="pool/image")
+        assert threads.call("removing", lambda: 3, timeout=LONG, target="pool/other") == 3
+    _wait_until_idle(threads)
+    assert threads.call("removing", lambda: 4, timeout=LONG, target="pool/image") == 4
+
+
+def test_the_last_call_is_made_after_the_one_that_hung_and_nobody_waits_for_it() -> None:
+    threads, go_on, closed, order = HelperThreads(purpose="test", limit=1), threading.Event(), threading.Event(), []
+
+    def hang() -> None:
+        go_on.wait(LONG)
+        order.append("opened")
+
+    def close() -> None:
+        order.append("closed")
+        closed.set()
+
+    helper = threads.start()
+    with pytest.raises(BackendTimeout):
+        helper.call("opening", hang, timeout=SOON)
+    with pytest.raises(BackendTimeout, match="an earlier step still hangs"):
+        helper.call("reading", lambda: None, timeout=LONG)
+    helper.end(close, step="closing", timeout=LONG)
+    assert order == []
+    go_on.set()
+    assert closed.wait(LONG)
+    assert order == ["opened", "closed"]

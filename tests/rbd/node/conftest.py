@@ -1,0 +1,66 @@
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import rados
+import rbd
+
+from csi_host.node.stats import volume_stats
+from csi_host_rbd.devcluster import DevCluster
+from csi_host_rbd.testing.node_kit import ImageOf, Kit, Node, Refused
+from csi_host_rbd.testing.pools import PoolView
+from csi_host_rbd.testing.rig import rbd_rig
+
+
+@pytest.fixture
+def image_of(ceph: DevCluster) -> ImageOf:
+    """Open the image of a volume as another client of the cluster does: straight through librbd."""
+
+    @contextmanager
+    def opened(kit: Kit, *, read_only: bool = False) -> Iterator[Any]:
+        with (
+            rados.Rados(conffile=str(ceph.ceph_conf)) as handle,
+            handle.open_ioctx(kit.rig.pool.name) as ioctx,
+            rbd.Image(ioctx, kit.image, read_only=read_only) as image,
+        ):
+            yield image
+
+    return opened
+
+
+@pytest.fixture
+def refused() -> Refused:
+    """Expect the call inside the ``with`` to fail with a code; the words must all be in the message."""
+
+    @contextmanager
+    def expecting(code: str, *words: str) -> Iterator[None]:
+        with pytest.raises(grpc.RpcError) as caught:
+            yield
+        assert caught.value.code().name == code, caught.value.details()
+        for word in words:
+            assert word in str(caught.value.details())
+
+    return expecting
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    # Not tmp_path, which is too long for a socket.
+    path = Path(tempfile.mkdtemp(prefix="csi-n-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def node(ceph: DevCluster, directory: Path) -> Iterator[Node]:
+    # A pool of its own would cost each test seconds; no test here lists a pool.
+    pool = PoolView(cluster=ceph, name=ceph.pool)
+    with rbd_rig(pool, directory, volume_stats=volume_stats) as rig:
+        one = Node(rig=rig, directory=directory)
+        yield one
+        one.clear()

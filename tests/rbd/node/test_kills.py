@@ -1,0 +1,125 @@
+"""csi-host killed at every step of staging and unstaging: the next call goes on from there, and no byte is lost."""
+
+import itertools
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from csi_host.access import AccessMode, VolumeAccess
+from csi_host.process import run
+from csi_host_rbd import formatting, node_images, node_volumes, staging, stash
+from csi_host_rbd.attach.qemu import QemuAttacher
+from csi_host_rbd.attach.registry import Attachers
+from csi_host_rbd.backend import Backend
+from csi_host_rbd.ceph.cluster import Connections, Timeouts
+from csi_host_rbd.ceph.image import CreateOptions, create_image
+from csi_host_rbd.clusters import Clusters
+from csi_host_rbd.credentials import Credentials
+from csi_host_rbd.devcluster import DevCluster
+from csi_host_rbd.node_images import NodeImage
+from csi_host_rbd.node_volumes import NodeVolumes
+from csi_host_rbd.staging import Staging
+from csi_host_rbd.testing.kills import killed_at
+from csi_host_rbd.testing.machine import Machine
+
+pytestmark = [
+    pytest.mark.ceph,
+    pytest.mark.root,
+    # Who is killed closes nothing; here the garbage collector does it in the kernel's stead, and says so.
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+MIB = 1024**2
+MakeImage = Callable[[], NodeImage]
+ACCESS = VolumeAccess(mode=AccessMode.SINGLE_NODE_WRITER, is_block=False, fs_type="ext4")
+# The attach package has a test of its own, which kills at every step of it.
+STEPS_OF = [Path(str(module.__file__)) for module in (formatting, node_images, node_volumes, staging, stash)]
+
+
+@pytest.fixture
+def volumes(directory: Path) -> NodeVolumes:
+    attachers = Attachers([QemuAttacher(run=run, directory=directory / "qemu")], default="qemu")
+    return NodeVolumes(run=run, attachers=attachers)
+
+
+@pytest.fixture
+def make_image(ceph: DevCluster) -> Iterator[MakeImage]:
+    connections = Connections(timeouts=Timeouts())
+    backend = Backend(clusters=Clusters(ceph.clusters_file), connections=connections, instance_id="default")
+    credentials = Credentials.from_secrets(ceph.secrets())
+
+    def make() -> NodeImage:
+        name = f"kill-{uuid.uuid4()}"
+        create_image(pool, name, CreateOptions(size_bytes=32 * MIB))
+        return NodeImage(cluster=cluster, pool=pool, name=name, credentials=credentials)
+
+    with backend.open(ceph.cluster_id, credentials) as cluster:
+        pool = cluster.pool(ceph.pool)
+        yield make
+    connections.close()
+
+
+def stage(volumes: NodeVolumes, place: Staging, image: NodeImage) -> None:
+    place.directory.mkdir(exist_ok=True)
+    if not volumes.is_staged(place, ACCESS):
+        volumes.stage(place, ACCESS, image)
+
+
+def test_wherever_staging_is_cut_off_the_next_call_completes_it(
+    volumes: NodeVolumes, make_image: MakeImage, directory: Path
+) -> None:
+    for step in itertools.count(1):
+        image = make_image()
+        place = Staging.of(str(directory / str(step)), image.name)
+        with killed_at(step, STEPS_OF) as happened:
+            stage(volumes, place, image)
+        stage(volumes, place, image)
+        (place.target / "file").write_text("data")
+        volumes.unstage(place)
+        stage(volumes, place, image)
+        assert (place.target / "file").read_text() == "data"
+        volumes.unstage(place)
+        assert list(place.directory.iterdir()) == []
+        if not happened:
+            break
+    Machine(directory=directory).assert_clean()
+    # Fewer steps than these, and the killing has not worked.
+    assert step > 20
+
+
+def test_wherever_staging_is_cut_off_it_can_be_unstaged(
+    volumes: NodeVolumes, make_image: MakeImage, directory: Path
+) -> None:
+    for step in itertools.count(1):
+        image = make_image()
+        place = Staging.of(str(directory / str(step)), image.name)
+        with killed_at(step, STEPS_OF) as happened:
+            stage(volumes, place, image)
+        volumes.unstage(place)
+        assert list(place.directory.iterdir()) == []
+        Machine(directory=directory).assert_clean()
+        if not happened:
+            break
+    assert step > 20
+
+
+def test_wherever_unstaging_is_cut_off_the_next_call_completes_it(
+    volumes: NodeVolumes, make_image: MakeImage, directory: Path
+) -> None:
+    image = make_image()
+    place = Staging.of(str(directory / "staging"), image.name)
+    for step in itertools.count(1):
+        stage(volumes, place, image)
+        (place.target / f"file-{step}").write_text("data")
+        with killed_at(step, STEPS_OF) as happened:
+            volumes.unstage(place)
+        volumes.unstage(place)
+        assert list(place.directory.iterdir()) == []
+        Machine(directory=directory).assert_clean()
+        if not happened:
+            break
+    stage(volumes, place, image)
+    assert {path.name for path in place.target.glob("file-*")} == {f"file-{each}" for each in range(1, step + 1)}
+    volumes.unstage(place)
