@@ -53,6 +53,20 @@ def serving(
 
     Raises HostFailedError when it does not come up, and on leaving when it does not go down cleanly.
     """
+    host = start(arguments, socket=socket, log_file=log_file, environment=environment)
+    try:
+        yield host
+    except BaseException:
+        host.process.kill()
+        host.process.wait()
+        raise
+    host.stop()
+
+
+def start(
+    arguments: Sequence[str], *, socket: Path, log_file: Path, environment: Mapping[str, str] | None = None
+) -> HostProcess:
+    """Start ``csi-host`` and wait until it serves; raises HostFailedError. Ending it is the caller's."""
     endpoint = f"unix://{socket}"
     command = [str(Path(sys.executable).with_name("csi-host")), f"--endpoint={endpoint}", *arguments]
     log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -68,12 +82,11 @@ def serving(
     host = HostProcess(endpoint=endpoint, log_file=log_file, process=process)
     try:
         _wait_until_serving(host)
-        yield host
     except BaseException:
         process.kill()
         process.wait()
         raise
-    host.stop()
+    return host
 
 
 def _wait_until_serving(host: HostProcess) -> None:

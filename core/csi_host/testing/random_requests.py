@@ -12,20 +12,45 @@ _INTEGERS = {FieldDescriptor.CPPTYPE_INT32: 31, FieldDescriptor.CPPTYPE_INT64: 6
 
 
 def requests(
-    descriptor: Descriptor, *, texts: Sequence[str] = (), maps: Mapping[str, Sequence[Mapping[str, str]]] | None = None
+    descriptor: Descriptor,
+    *,
+    texts: Sequence[str] = (),
+    maps: Mapping[str, Sequence[Mapping[str, str]]] | None = None,
+    seeds: Sequence[Message] = (),
 ) -> st.SearchStrategy[Message]:
-    """Return a strategy for messages of ``descriptor``.
+    """Return a strategy for messages of ``descriptor``: whole junk, and ``seeds`` with up to two fields changed.
 
     ``texts`` are values that mean something to the driver (a real volume id, an existing path) and are tried beside
     junk in every string; ``maps`` are whole values for the map fields of the given name (``secrets``, ``parameters``).
     """
     text = st.one_of(st.sampled_from([*texts, "", "-", "a" * 128, "a" * 129, "a\x00b", "\u2028", "../../etc"]), _junk())
-    return _message(descriptor, text, maps or {})
+    junk = _message(descriptor, text, maps or {})
+    return st.one_of(junk, _changed(seeds, descriptor, text, maps or {})) if seeds else junk
+
+
+def _changed(
+    seeds: Sequence[Message],
+    descriptor: Descriptor,
+    text: st.SearchStrategy[str],
+    maps: Mapping[str, Sequence[Mapping[str, str]]],
+) -> st.SearchStrategy[Message]:
+    fields = {field.name: _field(field, text, maps) for field in descriptor.fields}
+
+    @st.composite
+    def change(draw: st.DrawFn) -> Message:
+        message = GetMessageClass(descriptor)()
+        message.CopyFrom(draw(st.sampled_from(seeds)))
+        for name in draw(st.lists(st.sampled_from(sorted(fields)), max_size=2, unique=True)):
+            message.ClearField(name)
+            message.MergeFrom(GetMessageClass(descriptor)(**{name: draw(fields[name])}))
+        return message
+
+    return change()
 
 
 def _junk() -> st.SearchStrategy[str]:
-    # gRPC carries UTF-8 only, so no lone surrogates.
-    return st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
+    # gRPC carries UTF-8 only, so no lone surrogates; and a path outside of what a test gives could be a real one.
+    return st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/"), max_size=200)
 
 
 def _message(

@@ -1,0 +1,112 @@
+# csi-host on a Debian machine. Both commands install what is missing, and nothing twice:
+#   make run  [ONCE=1] [FILESYSTEM=xfs|ext4]   a one-node Ceph, csi-host --driver rbd, a volume's whole life; Ctrl-C ends it
+#   make test [ARGS="-k name"]                 lint, types, layers, and every test against a real Ceph
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+
+# Mounts, loop devices and Debian packages need root.
+ROOT := $(if $(filter-out 0,$(shell id -u)),sudo)
+AS_ROOT := $(if $(ROOT),$(ROOT) env PATH="$$PATH" CI="$${CI:-}" PYTHONDONTWRITEBYTECODE=1)
+
+# Debian's own interpreter: the Ceph bindings are built for it, and another python3 may come first on PATH.
+DEBIAN_PYTHON := /usr/bin/python3
+PYTHON := .venv/bin/python
+INSTALL := $(PYTHON) -m pip --disable-pip-version-check --no-input install --quiet
+# Stamps live in .venv: whoever removes it gets a new one.
+INSTALLED := .venv/.installed
+INSTALLED_DEV := .venv/.installed-dev
+
+PACKAGES_PYTHON := python3 python3-venv python3-rados python3-rbd python3-cephfs
+PACKAGES_CEPH := ceph-mon ceph-mgr ceph-osd ceph-common
+# qemu-storage-daemon is in qemu-system-common, its rbd driver in qemu-block-extra.
+PACKAGES_QEMU := qemu-system-common qemu-block-extra qemu-utils fuse3
+PACKAGES_NODE := mount util-linux kmod e2fsprogs xfsprogs
+PACKAGES := $(PACKAGES_PYTHON) $(PACKAGES_CEPH) $(PACKAGES_QEMU) $(PACKAGES_NODE)
+
+.PHONY: help run test lint setup packages proto wheel clean
+
+help:
+	@sed -n '1,/^$$/s/^# \?//p' Makefile
+	echo '  make setup | lint | proto | wheel | clean  (CONTRIBUTING.md)'
+
+run: $(INSTALLED)
+	@export PYTHONPATH=examples
+	exec $(if $(ROOT),$(AS_ROOT) PYTHONPATH=examples) $(PYTHON) -m rbd_walk $(if $(filter 1 yes true,$(ONCE)),--once) \
+	    $(if $(FILESYSTEM),--filesystem $(FILESYSTEM))
+
+test: lint
+	@exec $(AS_ROOT) $(PYTHON) -m pytest $(ARGS)
+
+lint: $(INSTALLED_DEV)
+	@.venv/bin/ruff check --quiet
+	.venv/bin/ruff format --check --quiet
+	.venv/bin/mypy --no-error-summary
+	.venv/bin/lint-imports --no-timestamp >build/lint-imports.txt || { cat build/lint-imports.txt; exit 1; }
+
+setup: $(INSTALLED_DEV)
+
+proto: $(INSTALLED_DEV)
+	@$(PYTHON) -m csi_host.proto.regenerate
+
+wheel: $(INSTALLED_DEV)
+	@$(PYTHON) -m build --wheel --outdir dist
+
+clean:
+	@$(ROOT) rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	$(ROOT) find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+packages:
+	@command -v apt-get dpkg-query >/dev/null || {
+	  echo 'This is set up with Debian packages, and there is no apt-get here. Needed: $(PACKAGES)' >&2
+	  exit 1
+	}
+	missing=$$(comm -13 \
+	  <(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>/dev/null | sed -n 's/^installed //p' | sort -u) \
+	  <(printf '%s\n' $(PACKAGES) | sort -u))
+	[ -n "$$missing" ] || exit 0
+	if [ -n '$(ROOT)' ] && ! command -v sudo >/dev/null; then
+	  echo "Debian packages are missing; run this as root, or install sudo. Missing:" $$missing >&2
+	  exit 1
+	fi
+	echo "Installing Debian packages:" $$missing
+	apt="$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get -qq"
+	log=$$(mktemp)
+	trap 'rm -f "$$log"' EXIT
+	if ! { $$apt update && $$apt install --yes --no-install-recommends $$missing </dev/null; } >"$$log" 2>&1; then
+	  cat "$$log" >&2
+	  echo "These Debian packages could not be installed (see above):" $$missing >&2
+	  exit 1
+	fi
+
+.venv/pyvenv.cfg: | packages
+	@$(DEBIAN_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+	  echo "$(DEBIAN_PYTHON) is older than Python 3.11: Debian 12 (bookworm) or newer is needed" >&2
+	  exit 1
+	}
+	echo "Making the virtual environment .venv"
+	$(DEBIAN_PYTHON) -m venv --system-site-packages .venv
+	$(INSTALL) --upgrade pip
+
+$(INSTALLED): pyproject.toml .venv/pyvenv.cfg | packages
+	@$(call install,-e .)
+	touch $@
+
+# The developers' installation is the users' with tools, so it counts as both.
+$(INSTALLED_DEV): pyproject.toml .venv/pyvenv.cfg | packages
+	@$(call install,-e '.[dev]')
+	mkdir -p build
+	touch $(INSTALLED) $@
+
+define install
+echo "Installing csi-host and the Python packages it needs into .venv"
+$(INSTALL) $(1) || { echo "pip could not install the project (see above)" >&2; exit 1; }
+$(PYTHON) -c 'import rados, rbd, cephfs' || {
+  echo ".venv does not see Debian's Ceph bindings: remove it (make clean) and run this again" >&2
+  exit 1
+}
+endef
+
+.ONESHELL:
