@@ -24,7 +24,10 @@ PACKAGES_CEPH := ceph-mon ceph-mgr ceph-osd ceph-common
 # qemu-storage-daemon is in qemu-system-common, its rbd driver in qemu-block-extra.
 PACKAGES_QEMU := qemu-system-common qemu-block-extra qemu-utils fuse3
 PACKAGES_NODE := mount util-linux kmod e2fsprogs xfsprogs
+# A real CephFS for the stub's quota tests.
+PACKAGES_TEST := ceph-mds ceph-fuse
 PACKAGES := $(PACKAGES_PYTHON) $(PACKAGES_CEPH) $(PACKAGES_QEMU) $(PACKAGES_NODE)
+test setup: PACKAGES += $(PACKAGES_TEST)
 
 .PHONY: help run test lint setup packages proto wheel clean
 

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from csi_host_rbd import devcluster
 from csi_host_rbd.devcluster import DevCluster
 

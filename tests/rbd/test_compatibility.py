@@ -9,7 +9,7 @@ from csi_host_rbd.testing.rig import GIB, RbdRig, rbd_rig
 
 pytestmark = pytest.mark.ceph
 
-_EMPTY = {"csi.volumes.default": {}}
+_EMPTY: dict[str, dict[str, str]] = {"csi.volumes.default": {}}
 
 
 def _assert_nothing_is_left(pool: PoolView) -> None:
@@ -87,7 +87,7 @@ def test_names_that_disagree_are_an_error_and_nothing_is_touched(rig: RbdRig) ->
     with pytest.raises(grpc.RpcError) as caught:
         rig.create("pvc-2")
     assert caught.value.code() is grpc.StatusCode.INTERNAL
-    assert "omap names mismatch" in caught.value.details()
+    assert "omap names mismatch" in str(caught.value.details())
     assert rig.pool.journal() == before
     assert rig.pool.images() == [theirs.image]
 

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.ceph, pytest.mark.root, pytest.mark.timeout(900)]
 
 _EXAMPLES = 10_000
 _SECONDS = 60.0
+_TOKENS = "csi.storage.k8s.io/serviceAccount.tokens"
 _SECRET = "unguessable-Zm9vYmFyYmF6cXV4"
 # UNKNOWN is gRPC's word for an exception that nobody caught, INTERNAL is ours; on a cluster that is well nothing is
 # unavailable or late.
@@ -60,7 +61,7 @@ def host(pool: PoolView, tmp_path: Path) -> Iterator[HostProcess]:
 def _seeds(rig: RbdRig, volume: csi_pb2.Volume, directory: Path) -> dict[str, list[Message]]:
     """Return requests that are right, by the name of their message."""
     whole: dict[str, Any] = {"volume_id": volume.volume_id, "secrets": rig.secrets}
-    paths = {"volume_path": str(directory), "staging_target_path": str(directory)}
+    paths: dict[str, Any] = {"volume_path": str(directory), "staging_target_path": str(directory)}
     # This mounter is known and not served: chance attaches nothing.
     context = {**volume.volume_context, "mounter": "rbd"}
     staged = {**whole, "staging_target_path": str(directory), "volume_capability": mounted(), "volume_context": context}
@@ -116,7 +117,7 @@ def _call(channel: grpc.Channel, method: MethodDescriptor, request: Message) -> 
         if method.server_streaming:
             list(response)
     except grpc.RpcError as error:
-        return error.code(), error.details()
+        return error.code(), error.details() or ""
     return grpc.StatusCode.OK, ""
 
 

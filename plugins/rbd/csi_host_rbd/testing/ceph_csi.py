@@ -1,6 +1,7 @@
 """What ceph-csi leaves on a cluster, written with Ceph's own tools in ceph-csi's own order of writes."""
 
 import uuid as uuids
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from csi_host_rbd.testing.pools import PoolView
@@ -34,10 +35,15 @@ def make_volume(pool: PoolView, name: str, *, steps: int = 6, size: str = "1G") 
     volume = CephCsiVolume(pool=pool, name=name, uuid=str(uuids.uuid4()))
     entry = f"csi.volume.{volume.uuid}"
     keys = {"csi.volname": name, "csi.imagename": volume.image, "csi.volume.owner": "default"}
-    writes = [
+
+    def write_keys() -> None:
+        for key, value in keys.items():
+            pool.set_key(entry, key, value)
+
+    writes: list[Callable[[], object]] = [
         lambda: pool.create_object(entry),
         lambda: pool.set_key("csi.volumes.default", f"csi.volume.{name}", volume.uuid),
-        lambda: [pool.set_key(entry, key, value) for key, value in keys.items()],
+        write_keys,
         lambda: pool.rbd("create", volume.image, "--size", size, "--image-feature", "layering"),
         lambda: pool.set_key(entry, "csi.imageid", pool.image(volume.image)["id"]),
     ]
