@@ -96,7 +96,8 @@ def test_a_timestamp_outside_of_the_calendar_does_not_fail_the_log() -> None:
         (["abc"], "abc abcd (abc)", f"{REDACTED} abcd ({REDACTED})"),
         (["", " "], "two words", "two words"),
         ([], "nothing to hide", "nothing to hide"),
-        ([".*+("], "a.*+(b", f"a{REDACTED}b"),
+        ([".*+(.*+("], "a.*+(.*+(b", f"a{REDACTED}b"),
+        (["csi"], "image csi-vol-1 of csi", f"image csi-vol-1 of {REDACTED}"),
     ],
 )
 def test_secret_values_are_found_in_every_form_a_message_shows_them(

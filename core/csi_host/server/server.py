@@ -63,8 +63,8 @@ class CsiServer:
         identity = IdentityServer(
             name=driver_name,
             vendor_version=vendor_version,
-            services=services_of(driver, serves_controller=serves_controller, has_topology=has_topology),
-            expansion=expansion_of(driver, serves_controller=serves_controller, serves_node=serves_node),
+            services=services_of(driver, has_topology=has_topology),
+            expansion=expansion_of(driver),
             is_ready=self._is_ready,
         )
         self._server = self._grpc_server(interceptors)

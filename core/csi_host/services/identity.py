@@ -21,7 +21,7 @@ Expansion = Literal["ONLINE", "OFFLINE"]
 
 
 class IdentityServer(csi_pb2_grpc.IdentityServicer):
-    """The Identity service: built by the host from what it really serves.
+    """The Identity service: built by the host from what the driver has.
 
     ``is_ready`` is asked at each Probe and has to be cheap; it must not ask the storage backend, as a Probe that fails
     makes kubelet restart the driver on every node. Raises ValueError for a name or version the spec does not allow.
@@ -62,7 +62,7 @@ class IdentityServer(csi_pb2_grpc.IdentityServicer):
         request: csi_pb2.GetPluginCapabilitiesRequest,  # noqa: ARG002 - an empty message
         context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
     ) -> csi_pb2.GetPluginCapabilitiesResponse:
-        """Answer with the services of this process."""
+        """Answer with what the plugin as a whole can do."""
         return self._capabilities
 
     def Probe(
@@ -74,21 +74,25 @@ class IdentityServer(csi_pb2_grpc.IdentityServicer):
         return csi_pb2.ProbeResponse(ready=BoolValue(value=self._is_ready()))
 
 
-def services_of(driver: Driver, *, serves_controller: bool, has_topology: bool) -> frozenset[Service]:
-    """Return the plugin capabilities of a process that serves ``driver`` in this mode."""
+def services_of(driver: Driver, *, has_topology: bool) -> frozenset[Service]:
+    """Return the plugin capabilities of ``driver`` as a whole.
+
+    The same whichever services this process serves: the CSI spec (GetPluginCapabilities) wants the sum of all
+    instances from each of them.
+    """
     offered: dict[Service, bool] = {
-        "CONTROLLER_SERVICE": serves_controller and driver.controller is not None,
+        "CONTROLLER_SERVICE": driver.controller is not None,
         "VOLUME_ACCESSIBILITY_CONSTRAINTS": has_topology,
-        "GROUP_CONTROLLER_SERVICE": serves_controller and driver.group_controller is not None,
-        "SNAPSHOT_METADATA_SERVICE": serves_controller and driver.snapshot_metadata is not None,
+        "GROUP_CONTROLLER_SERVICE": driver.group_controller is not None,
+        "SNAPSHOT_METADATA_SERVICE": driver.snapshot_metadata is not None,
     }
     return frozenset(service for service, is_offered in offered.items() if is_offered)
 
 
-def expansion_of(driver: Driver, *, serves_controller: bool, serves_node: bool) -> Expansion | None:
-    """Return how volumes grow in this mode; None when neither served service can expand one."""
-    served = [(driver.controller, serves_controller), (driver.node, serves_node)]
-    if not any(server is not None and is_on and "EXPAND_VOLUME" in server.capabilities() for server, is_on in served):
+def expansion_of(driver: Driver) -> Expansion | None:
+    """Return how volumes grow; None when neither of the driver's services can expand one."""
+    servers = [server for server in (driver.controller, driver.node) if server is not None]
+    if not any("EXPAND_VOLUME" in server.capabilities() for server in servers):
         return None
     return driver.controller.expansion if driver.controller is not None else "ONLINE"
 

@@ -70,8 +70,8 @@ class NodeVolumes:
     def is_staged(self, staging: Staging, access: VolumeAccess) -> bool:
         """Whether nothing is left to do: mounted, served by something alive, and known to the stash.
 
-        Raises AlreadyExists when it is staged as the other of filesystem and block device, OtherVolumeStaged when
-        another volume is staged at the path.
+        Raises AlreadyExists when it is staged as the other of filesystem and block device, or read-only and is wanted
+        for writing; OtherVolumeStaged when another volume is staged at the path.
         """
         stash = _stash_if_sound(staging)
         if stash is not None and not staging.owns(stash):
@@ -84,6 +84,8 @@ class NodeVolumes:
         if _is_block(mount) != access.is_block:
             kind = "block device" if _is_block(mount) else "filesystem"
             raise AlreadyExists(f"volume {staging.volume_id} is staged as a {kind} already at {staging.directory}")
+        if not access.is_block and "ro" in mount.options and not _wants_read_only(access):
+            raise AlreadyExists(f"volume {staging.volume_id} is staged read-only already at {staging.directory}")
         return stash is not None and self._is_served(stash, mount)
 
     def stage(self, staging: Staging, access: VolumeAccess, image: NodeImage) -> None:

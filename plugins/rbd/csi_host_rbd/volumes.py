@@ -220,18 +220,20 @@ class Volumes:
     def _delete(self, place: _Place, reservation: Reservation) -> None:
         # A CreateVolume of the same name must not take over what is being removed.
         with self._locks.hold(*([reservation.name] if reservation.name else [])):
-            pool, name = reservation.pool, reservation.image_name
             try:
-                with images.open_image(pool, name=name, read_only=True) as image:
-                    is_owned_here = _check_deletable(image, pool.spec(name), place.cluster.config.mirror_daemon_count)
-                    image_id = image.image_id
+                self._delete_image(place, reservation)
             except ImageNotFound:
                 self._finish_in_trash(place, reservation)
-            else:
-                if is_owned_here:
-                    self._remove_image(place, pool, name + TEMPORARY_SUFFIX)
-                    self._trash(place, pool, name, image_id)
             place.journal.undo(reservation)
+
+    def _delete_image(self, place: _Place, reservation: Reservation) -> None:
+        pool, name = reservation.pool, reservation.image_name
+        with images.open_image(pool, name=name, read_only=True) as image:
+            is_owned_here = _check_deletable(image, pool.spec(name), place.cluster.config.mirror_daemon_count)
+            image_id = image.image_id
+        if is_owned_here:
+            self._remove_image(place, pool, name + TEMPORARY_SUFFIX)
+            self._trash(place, pool, name, image_id)
 
     def _finish_in_trash(self, place: _Place, reservation: Reservation) -> None:
         """Go on with a deletion that stopped after the image had gone to the trash."""

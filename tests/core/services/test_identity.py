@@ -67,8 +67,11 @@ def test_the_info_has_name_and_version(context: HostContext) -> None:
     assert (info.name, info.vendor_version) == ("test.csi.example", "0.0.0-test")
 
 
-def test_both_services_in_one_process_advertise_all_there_is(context: HostContext) -> None:
-    assert capabilities_of(whole_driver(context)) == {
+@pytest.mark.parametrize(
+    "mode", [{}, {"serves_controller": False}, {"serves_node": False}], ids=["both", "node", "controller"]
+)
+def test_every_process_of_a_plugin_advertises_the_whole_plugin(context: HostContext, mode: dict[str, bool]) -> None:
+    assert capabilities_of(whole_driver(context), **mode) == {
         "CONTROLLER_SERVICE",
         "GROUP_CONTROLLER_SERVICE",
         "SNAPSHOT_METADATA_SERVICE",
@@ -76,19 +79,16 @@ def test_both_services_in_one_process_advertise_all_there_is(context: HostContex
     }
 
 
-def test_a_node_process_advertises_no_controller_services(context: HostContext) -> None:
-    assert capabilities_of(whole_driver(context), serves_controller=False) == {"OFFLINE"}
+def test_a_driver_without_a_controller_advertises_none(context: HostContext) -> None:
+    assert capabilities_of(Driver(node=GrowingNode(context))) == {"ONLINE"}
 
 
-def test_a_controller_process_advertises_its_own(context: HostContext) -> None:
-    driver = Driver(controller=GrowingController(context), node=NodeServer(context))
-    assert capabilities_of(driver, serves_node=False) == {"CONTROLLER_SERVICE", "OFFLINE"}
-
-
-def test_expansion_is_advertised_only_where_a_served_service_can_expand(context: HostContext) -> None:
+def test_expansion_is_advertised_where_one_of_the_services_can_expand(context: HostContext) -> None:
     on_the_node_only = Driver(controller=ControllerServer(context), node=GrowingNode(context))
     assert capabilities_of(on_the_node_only) == {"CONTROLLER_SERVICE", "ONLINE"}
-    assert capabilities_of(on_the_node_only, serves_node=False) == {"CONTROLLER_SERVICE"}
+    assert capabilities_of(Driver(controller=ControllerServer(context), node=NodeServer(context))) == {
+        "CONTROLLER_SERVICE"
+    }
     assert capabilities_of(Driver(node=NodeServer(context))) == set()
 
 
