@@ -48,7 +48,8 @@ class LoopDevices:
                     f"{os.fspath(file)} is already attached {kind} as {existing[0]}; detach it first"
                 )
             return existing[0]
-        argv = ["losetup", "--find", "--show", "--nooverlap", *(["--read-only"] if read_only else [])]
+        # Without --nooverlap: it looks into every other loop device and hangs with one whose backing does not answer.
+        argv = ["losetup", "--find", "--show", *(["--read-only"] if read_only else [])]
         device = self._attach([*argv, "--", resolve_parent(file)])
         if not read_only:
             self._make_writable(device, file)

@@ -196,6 +196,8 @@ def test_a_reader_reads_what_is_there_and_writes_nothing(
         (target / "other").write_text("x")
     with refused("FAILED_PRECONDITION", "read-only"):
         kit.publish("second")
+    with refused("ALREADY_EXISTS", "read-only"):
+        kit.stage()
 
 
 @pytest.mark.parametrize("mode", [MODE.MULTI_NODE_READER_ONLY, MODE.SINGLE_NODE_READER_ONLY])
