@@ -23,6 +23,7 @@ _MAY_START_PROGRAMS = {
     "core/csi_host/testing/csi_sanity.py": "runs the conformance suite for minutes; not part of a serving host",
     "plugins/rbd/csi_host_rbd/testing/pools.py": "a tool that watches an image for as long as a test wants it to",
     "examples/rbd_walk/client.py": "a user's program beside the host: it runs csi-host as users do",
+    "examples/rbd_walk/servers.py": "keeps csi-host running beside the walk and stops it",
     "examples/rbd_walk/machine.py": "looks at what is left on the machine without the code that was to clean it up",
 }
 # The Ceph bindings, and the one module that each may be imported in.

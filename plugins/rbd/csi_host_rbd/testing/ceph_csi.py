@@ -1,10 +1,13 @@
 """What ceph-csi leaves on a cluster, written with Ceph's own tools in ceph-csi's own order of writes."""
 
 import uuid as uuids
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from csi_host_rbd.testing.pools import PoolView
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, kw_only=True)
