@@ -42,6 +42,8 @@ class LoopDevices:
         Raises FailedPrecondition when the file is attached for the other kind of access, and ProcessError.
         """
         if existing := self.find(file):
+            if is_going(existing[0]):
+                raise LoopBusy(f"{existing[0]} is being detached from {os.fspath(file)}: {_holders(existing[0])}")
             if is_read_only(existing[0]) != read_only:
                 kind = "for writing" if read_only else "read-only"
                 raise FailedPrecondition(
@@ -114,6 +116,17 @@ def backing_file(device: StrPath) -> str | None:
         return os.fsdecode((Path("/sys/block") / Path(device).name / "loop/backing_file").read_bytes()).rstrip("\n")
     except OSError:
         return None
+
+
+def is_going(device: StrPath) -> bool:
+    """Whether a loop device was detached while somebody had it open: it loses its file with the last one to close it.
+
+    Such a device must not be used any more, as its name may be another file's a moment later.
+    """
+    try:
+        return (Path("/sys/block") / Path(device).name / "loop/autoclear").read_text().strip() == "1"
+    except OSError:
+        return False
 
 
 def _attached() -> list[tuple[str, str]]:

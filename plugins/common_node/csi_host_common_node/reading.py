@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -18,6 +19,17 @@ CHUNK_BYTES = 4 * 1024**2
 
 class DeviceUnclear(FailedPrecondition):
     """It cannot be told what is on the device, which is no permission to format it."""
+
+
+def _identity_of(found: os.stat_result) -> tuple[int, int]:
+    if not stat.S_ISBLK(found.st_mode):
+        return found.st_dev, found.st_ino
+    # A loop device keeps its number when another file is attached to it; the kernel counts that (since 5.15).
+    sequence = Path(f"/sys/dev/block/{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}/diskseq")
+    try:
+        return found.st_rdev, int(sequence.read_text())
+    except (FileNotFoundError, ValueError):
+        return found.st_rdev, 0
 
 
 class DeviceReader:
@@ -41,7 +53,7 @@ class DeviceReader:
             self.descriptor = self._open_descriptor()
             self._open.callback(os.close, self.descriptor)
             found = os.fstat(self.descriptor)
-            self.identity = (found.st_rdev, 0) if stat.S_ISBLK(found.st_mode) else (found.st_dev, found.st_ino)
+            self.identity = _identity_of(found)
             self.size_bytes = os.lseek(self.descriptor, 0, os.SEEK_END)
             if self.size_bytes == 0:
                 raise DeviceUnclear(f"{self.name} has no size: it is not attached to anything")

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-from csi_host.errors import AlreadyExists, FailedPrecondition
+from csi_host.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from csi_host.node.mounts import (
     StrPath,
     is_mount_point,
@@ -76,8 +76,10 @@ def unpublish(mounter: Mounter, target: StrPath) -> None:
     Never removes content: what is found below an unmounted target is not the volume's, yet may be somebody's. Raises
     FailedPrecondition then, and MountBusy.
     """
-    mounter.unmount(target)
     place = Path(resolve_parent(target))
+    if place == Path("/"):
+        raise InvalidArgument("target_path: expected a path below /, got / itself")
+    mounter.unmount(target)
     try:
         found = place.lstat()
         if stat.S_ISDIR(found.st_mode):

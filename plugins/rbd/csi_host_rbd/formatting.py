@@ -5,21 +5,26 @@ A mark in the image's metadata is a second witness beside the device's own conte
 * no mark: nobody of ours has formatted the image; it is formatted when every allocated byte of it reads as zero;
 * ``formatting <type>``, written before mkfs: an mkfs was begun and perhaps cut off, and nobody can have mounted what
   it left, so an image without a signature is formatted again although it is not all zero;
+* ``raw``, written in its place when the volume is used as a block device: what is on it then is the user's;
 * ``formatted <type>``, written after mkfs and before the first mount: there is a filesystem, so an image that looks
   blank is never formatted, nor is one with a mark that is none of these.
 
 What has a signature is used as it is, whatever the mark says: after ``formatting`` another driver, which knows no
-marks, may have formatted and used it.
+marks, may have formatted and used it. The one exception is an xfs that says itself that its mkfs was cut off: nobody
+can have mounted it.
 """
 
 from collections.abc import Iterable
 from typing import Protocol
 
 from csi_host.errors import FailedPrecondition
+from csi_host.node.mounts import mounts_of_device
 from csi_host_common_node.filesystem import DEFAULT_FS_TYPE, BlankProof, Filesystems, Has
+from csi_host_common_node.unfinished import erase_unfinished_xfs
 
 _FORMATTING = "formatting"
 _FORMATTED = "formatted"
+_RAW = "raw"
 
 
 class NotFormatted(FailedPrecondition):
@@ -62,6 +67,8 @@ def ensure_filesystem(
     the proof fails with.
     """
     content = filesystems.content_of(device)
+    if isinstance(content, Has) and not never_because and _erase_unfinished(device, image, content):
+        content = filesystems.content_of(device)
     if isinstance(content, Has):
         _refuse_other(device, content, fs_type)
         if not never_because:
@@ -75,6 +82,22 @@ def ensure_filesystem(
     filesystems.format(device, wanted, mkfs_options, proof=proof)
     image.write_mark(f"{_FORMATTED} {wanted}")
     return wanted
+
+
+def mark_raw(image: Marked) -> None:
+    """Note that a volume is handed out as a block device: after that a mkfs that was cut off is no permission."""
+    mark = image.read_mark()
+    if mark is not None and mark.split(" ")[0] == _FORMATTING:
+        image.write_mark(_RAW)
+
+
+def _erase_unfinished(device: str, image: Marked, content: Has) -> bool:
+    return (
+        content == Has(kind="xfs")
+        and image.read_mark() == f"{_FORMATTING} xfs"
+        and not mounts_of_device(device)
+        and erase_unfinished_xfs(device)
+    )
 
 
 def _refuse_other(device: str, content: Has, fs_type: str) -> None:

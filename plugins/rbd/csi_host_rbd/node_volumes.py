@@ -30,7 +30,7 @@ from csi_host_rbd.attach.cleanup import Rollback
 from csi_host_rbd.attach.registry import Attachers, MounterNotServed
 from csi_host_rbd.ceph.image import Image
 from csi_host_rbd.errors import VolumeInUse, VolumeIsSecondary
-from csi_host_rbd.formatting import ensure_filesystem
+from csi_host_rbd.formatting import ensure_filesystem, mark_raw
 from csi_host_rbd.node_images import NodeImage
 from csi_host_rbd.staging import Staging
 from csi_host_rbd.stash import Stash, StashUnreadable, remove_stash, write_stash
@@ -110,6 +110,8 @@ class NodeVolumes:
             if _make_target(staging.target, is_block=access.is_block):
                 rollback.add(lambda: volumes.unpublish(self._mounter, staging.target))
             if access.is_block:
+                if not _wants_read_only(access):
+                    mark_raw(image)
                 self._mounter.bind(device, staging.target)
             else:
                 self._mount_filesystem(device, staging, access, image)
@@ -186,6 +188,8 @@ class NodeVolumes:
             if not read_only:
                 attacher.grow(image.spec)
             return attachment.device
+        # A daemon that an earlier call left half made would count as somebody who uses the image.
+        attacher.detach(image.spec)
         with image.opened() as opened:
             _refuse_secondary(opened, image)
             if not access.mode.is_multi_node:
@@ -216,7 +220,9 @@ class NodeVolumes:
             never_because=_why_never_formatted(image, read_only=read_only),
         )
         if not read_only:
-            self._filesystems.check(device, kind)
+            # Pods may still have it mounted, after the staging mount was lost; it was checked before that.
+            if not mounts_of_device(device):
+                self._filesystems.check(device, kind)
             # ext grows here, where it needs no capability; xfs can only after it is mounted.
             self._grower.grow(device)
         self._mounter.mount(device, staging.target, kind, _mount_options(kind, access, read_only=read_only))

@@ -15,7 +15,7 @@ from csi_host.process import run
 from csi_host.proto import csi_pb2
 from csi_host_rbd.node_images import MARK_KEY
 from csi_host_rbd.testing.node_kit import ImageOf, Kit, Node, Refused
-from csi_host_rbd.testing.rig import mounted
+from csi_host_rbd.testing.rig import block, mounted
 
 pytestmark = [pytest.mark.ceph, pytest.mark.root]
 
@@ -173,6 +173,37 @@ def test_a_volume_whose_mkfs_was_cut_off_is_formatted_again(node: Node, image_of
     kit.stage()
     assert kit.metadata()[MARK_KEY] == "formatted ext4"
     assert kit.publish().is_dir()
+
+
+def test_an_xfs_whose_mkfs_was_cut_off_is_made_again_only_where_the_mark_says_so(node: Node, refused: Refused) -> None:
+    kit = node.make_volume(mounted(fs_type="xfs"))
+    make_on_device(node, kit, "mkfs.xfs", "-q")
+    cut_off = ["xfs_db", "-x", "-c", "sb 0", "-c", "write inprogress 1", str(node.directory / "foreign")]
+    run(cut_off, timeout=60)
+    node.rig.pool.rbd("rm", "--no-progress", kit.image)
+    node.rig.pool.cluster.rbd(
+        "import", "--no-progress", str(node.directory / "foreign"), f"{node.rig.pool.name}/{kit.image}"
+    )
+    with refused("INTERNAL", "mount"):
+        kit.stage()
+    node.rig.pool.rbd("image-meta", "set", kit.image, MARK_KEY, "formatting xfs")
+    kit.stage()
+    assert kit.metadata()[MARK_KEY] == "formatted xfs"
+    assert kit.publish().is_dir()
+
+
+def test_what_was_handed_out_as_a_block_device_is_never_formatted_afterwards(
+    node: Node, refused: Refused, unchanged: Unchanged
+) -> None:
+    raw = node.make_volume(block())
+    node.rig.pool.rbd("image-meta", "set", raw.image, MARK_KEY, "formatting ext4")
+    raw.stage()
+    Path(raw.loop()).write_bytes(b"data without a signature" * 1000)
+    raw.unstage()
+    is_unchanged = unchanged(raw)
+    with refused("FAILED_PRECONDITION", "'raw'"):
+        raw.stage(volume_capability=mounted(fs_type="ext4"))
+    assert is_unchanged()
 
 
 def test_a_filesystem_is_used_although_the_mark_says_that_mkfs_was_cut_off(node: Node) -> None:

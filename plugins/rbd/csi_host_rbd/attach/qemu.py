@@ -30,7 +30,7 @@ from csi_host.node.devices import size_bytes
 from csi_host.node.mounts import mount_at, mounts_of_device
 from csi_host.process import Runner
 from csi_host.request import seconds_for
-from csi_host_common_node.block import LoopDevices
+from csi_host_common_node.block import LoopDevices, is_going
 from csi_host_common_node.mounter import Mounter
 from csi_host_common_node.programs import require
 from csi_host_rbd.attach.attacher import Attachment, AttachmentLost, AttachRequest, DeviceInUse, ImageSpec
@@ -104,7 +104,7 @@ class QemuAttacher:
         return Attachment(
             device=devices[0],
             read_only=_attribute(devices[0], "ro") == "1",
-            is_alive=self._daemon(home).is_running() and mount_at(home.export) is not None,
+            is_alive=self._daemon(home).is_running() and mount_at(home.export) is not None and not is_going(devices[0]),
         )
 
     def detach(self, spec: ImageSpec) -> None:
