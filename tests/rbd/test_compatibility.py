@@ -167,3 +167,16 @@ def test_a_mirrors_copy_is_not_deleted(rig: RbdRig) -> None:
     rig.pool.rbd("mirror", "image", "promote", "--force", theirs.image)
     rig.delete(theirs.volume_id)
     assert rig.pool.journal() == _EMPTY
+
+
+def test_a_name_whose_deletion_was_cut_off_gets_a_new_handle_and_the_old_image_goes(rig: RbdRig) -> None:
+    old = rig.create("pvc-1")
+    rig.pool.rbd("trash", "mv", f"csi-vol-{old.volume_id[-36:]}")
+    new = rig.create("pvc-1")
+    assert new.volume_id != old.volume_id
+    rig.pool.wait_until_trash_is_empty()
+    # The delete that was on its way does not touch the new volume.
+    rig.delete(old.volume_id)
+    assert rig.pool.images() == [f"csi-vol-{new.volume_id[-36:]}"]
+    rig.delete(new.volume_id)
+    _assert_nothing_is_left(rig.pool)

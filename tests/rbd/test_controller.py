@@ -90,6 +90,21 @@ def test_a_smaller_request_for_an_existing_name_is_served_by_it_and_never_shrink
     assert second.capacity_bytes == 2 * GIB
 
 
+def test_an_existing_volume_that_the_rounding_would_not_give_again_is_still_the_one(rig: RbdRig) -> None:
+    exact = csi_pb2.CapacityRange(required_bytes=1200 * MIB, limit_bytes=1300 * MIB)
+    first = rig.create("pvc-1", capacity_range=exact)
+    assert first.capacity_bytes == 1200 * MIB
+    assert rig.create("pvc-1", capacity_range=csi_pb2.CapacityRange(required_bytes=1200 * MIB)) == first
+
+
+def test_one_volume_has_one_lock_however_its_handle_is_written(rig: RbdRig) -> None:
+    volume = rig.create("pvc-1")
+    handle = f"ffff{volume.volume_id[4:]}"
+    assert rig.expand(handle, 2 * GIB).capacity_bytes == 2 * GIB
+    rig.delete(handle)
+    assert rig.pool.images() == []
+
+
 def test_a_name_of_128_characters_survives(rig: RbdRig) -> None:
     volume = rig.create("n" * 128)
     assert f"csi.volume.{'n' * 128}" in rig.pool.keys("csi.volumes.default")
@@ -178,7 +193,7 @@ def test_metadata_names_the_claim_and_the_cluster_when_asked_to(
         ({"parameters": {"clusterID": "dev"}}, "INVALID_ARGUMENT", "pool"),
         ({"parameters": {"clusterID": "elsewhere", "pool": "rbd"}}, "INVALID_ARGUMENT", "elsewhere"),
         ({"parameters": {"clusterID": "dev", "pool": "no-such-pool"}}, "INVALID_ARGUMENT", "no-such-pool"),
-        ({"parameters": {"clusterID": "dev", "pool": "rbd", "dataPool": "nix"}}, "INVALID_ARGUMENT", "dataPool"),
+        ({"parameters": {"clusterID": "dev", "pool": "rbd", "dataPool": "rbd-nix"}}, "INVALID_ARGUMENT", "[dataPool]"),
         ({"parameters": {"clusterID": "dev", "pool": "rbd", "dataPool": ""}}, "INVALID_ARGUMENT", "dataPool"),
         (
             {"parameters": {"clusterID": "dev", "pool": "rbd", "imageFeatures": "x"}},

@@ -1,6 +1,7 @@
 """The Ceph clusters that a volume can be on: ceph-csi's config.json."""
 
 import json
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class Clusters:
             try:
                 # The stamp is that of the opened file: a Kubernetes ConfigMap is replaced by renaming.
                 with self._path.open(encoding="utf-8") as file:
-                    status = self._path.stat()
+                    status = os.fstat(file.fileno())
                     stamp = _Stamp(mtime_ns=status.st_mtime_ns, size=status.st_size, inode=status.st_ino)
                     if stamp != self._stamp:
                         self._elements = _elements(self._path, file.read())

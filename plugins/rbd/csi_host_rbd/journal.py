@@ -16,7 +16,6 @@ the name after it; an object whose making timed out is noted, and removed by a l
 import logging
 import uuid as uuids
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 
@@ -37,6 +36,8 @@ _IMAGE_ID = "csi.imageid"
 _JOURNAL_POOL = "csi.journalpool"
 _OWNER = "csi.volume.owner"
 _ATTEMPTS = 5
+# A call settles a few that others left, not all of an outage's.
+_DOUBTS_A_CALL = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +97,15 @@ class Doubts:
         with self._guard:
             self._names[uuid] = name
 
+    def take(self) -> tuple[str, str] | None:
+        """Return a uuid and its name, and forget it; None when there is none."""
+        with self._guard:
+            return self._names.popitem() if self._names else None
+
     def all(self) -> dict[str, str]:
         """Return what is remembered."""
         with self._guard:
             return dict(self._names)
-
-    def drop(self, uuid: str) -> None:
-        """Forget a uuid."""
-        with self._guard:
-            self._names.pop(uuid, None)
 
 
 class Journal:
@@ -151,7 +152,6 @@ class Journal:
 
     def read(self, uuid: str) -> Reservation | None:
         """Return the reservation of a handle's uuid, None when there is none. 1 operation."""
-        self._settle_doubts()
         return self._read(self._pool, uuid, journal_pool=None)
 
     def reserve(self, name: str, *, prefix: str = "", owner: str = "") -> Reservation:
@@ -207,10 +207,10 @@ class Journal:
 
     def _withdraw(self, reservation: Reservation) -> None:
         """Remove the object of a reservation that did not get its name; when that fails a later call does it."""
-        self._doubts.note(reservation.uuid, reservation.name)
-        with suppress(CsiError):
+        try:
             omap.remove_object(self._pool, self._object(reservation.uuid))
-            self._doubts.drop(reservation.uuid)
+        except CsiError:
+            self._doubts.note(reservation.uuid, reservation.name)
 
     def _settle_doubts(self) -> None:
         """Remove the objects in doubt that did not get their name.
@@ -218,10 +218,19 @@ class Journal:
         The operations of one client on one object are done in order: once the directory has been read, a claim that
         was sent before has been made or never will be.
         """
-        for uuid, name in self._doubts.all().items():
-            if self._directory_value(self._pool, name) != uuid:
-                omap.remove_object(self._pool, self._object(uuid))
-            self._doubts.drop(uuid)
+        for _ in range(_DOUBTS_A_CALL):
+            doubt = self._doubts.take()
+            if doubt is None:
+                return
+            uuid, name = doubt
+            try:
+                if self._directory_value(self._pool, name) != uuid:
+                    omap.remove_object(self._pool, self._object(uuid))
+            except CsiError as error:
+                # It is some other volume's trouble, which must not become this call's.
+                log.info(f"object {self._object(uuid)} of pool {self._pool.name} is still in doubt: {error}")
+                self._doubts.note(uuid, name)
+                return
 
     def _directory_value(self, pool: Pool, name: str) -> str | None:
         key = self._key(name)

@@ -33,6 +33,9 @@ _KNOWN = frozenset(
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 # librbd's limits: objects of 4 KiB to 32 MiB, 4 MiB when nothing is said.
+_MAX_PREFIX_BYTES = 128
+_MAX_NUMBER = 2**32 - 1
+_MAX_DIGITS = 10
 _MIN_ORDER, _MAX_ORDER, _DEFAULT_ORDER = 12, 25, 22
 
 
@@ -110,6 +113,9 @@ def _required(parameters: Mapping[str, str], name: str) -> str:
 
 def _name_prefix(parameters: Mapping[str, str]) -> str:
     prefix = parameters.get("volumeNamePrefix", DEFAULT_NAME_PREFIX)
+    if len(prefix.encode()) > _MAX_PREFIX_BYTES:
+        # An object's name has 2048 bytes at the most, and what librbd calls an image's is longer than the image's own.
+        raise InvalidArgument(f"parameters[volumeNamePrefix]: expected at most {_MAX_PREFIX_BYTES} bytes, got more")
     if "/" in prefix or "@" in prefix:
         raise InvalidArgument(f"parameters[volumeNamePrefix]: an image name cannot have '/' or '@', got {prefix!r}")
     return prefix
@@ -162,6 +168,6 @@ def _parse_positive(parameters: Mapping[str, str], name: str) -> int:
     text = parameters.get(name)
     if text is None:
         return 0
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise InvalidArgument(f"parameters[{name}]: expected a whole number above 0, got {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and 0 < int(text) <= _MAX_NUMBER):
+        raise InvalidArgument(f"parameters[{name}]: expected a whole number from 1 to {_MAX_NUMBER}, got {text[:40]!r}")
     return int(text)

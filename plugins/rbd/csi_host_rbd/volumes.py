@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from csi_host.capacity import CapacityRange
 from csi_host.errors import Aborted, CsiError, InvalidArgument
@@ -31,7 +31,7 @@ from csi_host_rbd.errors import ClusterNotServed, VolumeDiffers, VolumeInUse, Vo
 from csi_host_rbd.journal import Journal, Reservation
 from csi_host_rbd.parameters import VolumeParameters
 from csi_host_rbd.sizes import image_size
-from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
+from csi_host_rbd.volume_id import UUID_LENGTH, VERSION, InvalidVolumeId, VolumeId
 
 log = logging.getLogger(__name__)
 
@@ -116,12 +116,13 @@ class Volumes:
         """
         parameters = wanted.parameters
         with self._locks.hold(wanted.name), self._backend.open(parameters.cluster_id, credentials) as cluster:
-            place = self._place(cluster, _pool_of_class(cluster, parameters))
+            pool = _pool_of_class(cluster, parameters)
+            _check_handle(cluster, pool)
+            place = self._place(cluster, pool)
             found = place.journal.find(wanted.name)
             if found is not None:
                 return self._resume(wanted, place, found)
-            reservation = place.journal.reserve(wanted.name, prefix=parameters.name_prefix, owner=parameters.owner)
-            return self._make_image(wanted, place, reservation)
+            return self._make(wanted, place)
 
     def find(self, handle: str, secrets: Mapping[str, str]) -> Volume:
         """Return the volume of a handle; raises VolumeNotFound."""
@@ -135,9 +136,9 @@ class Volumes:
         """Grow a volume to what is required, never beyond the limit, and never shrink it; raises VolumeNotFound."""
         wanted_bytes = image_size(capacity) if capacity.required_bytes else 0
         with (
-            self._locks.hold(handle),
+            self._locks.hold(_lock_key(handle)),
             self._resolved(handle, secrets) as (place, reservation),
-            self._operations.hold(Operation.EXPAND, handle),
+            self._operations.hold(Operation.EXPAND, _lock_key(handle)),
             _opened(reservation, handle, read_only=False) as image,
         ):
             capacity.check_limit(max(image.size_bytes, wanted_bytes))
@@ -147,7 +148,7 @@ class Volumes:
 
     def delete(self, handle: str, secrets: Mapping[str, str]) -> None:
         """Delete a volume; fine when there is none. Raises VolumeInUse naming who has the image open."""
-        with self._locks.hold(handle), self._operations.hold(Operation.DELETE, handle):
+        with self._locks.hold(_lock_key(handle)), self._operations.hold(Operation.DELETE, _lock_key(handle)):
             try:
                 with self._resolved(handle, secrets) as (place, reservation):
                     self._delete(place, reservation)
@@ -159,8 +160,19 @@ class Volumes:
         try:
             return self._accept(wanted, place, found)
         except ImageNotFound:
-            # The uuid is kept: an image whose creation timed out may still appear, and then has this name.
-            return self._make_image(wanted, place, found)
+            if not found.image_id:
+                # The uuid is kept: an image whose creation timed out may still appear, and then has this name.
+                return self._make_image(wanted, place, found)
+        # There was a whole image, so this is a deletion that was cut off. It is finished first, and the new volume gets
+        # a handle of its own: a DeleteVolume of the old one may be on its way.
+        self._finish_in_trash(place, found)
+        place.journal.undo(found)
+        return self._make(wanted, place)
+
+    def _make(self, wanted: WantedVolume, place: _Place) -> Volume:
+        parameters = wanted.parameters
+        reservation = place.journal.reserve(wanted.name, prefix=parameters.name_prefix, owner=parameters.owner)
+        return self._make_image(wanted, place, reservation)
 
     def _accept(self, wanted: WantedVolume, place: _Place, found: Reservation) -> Volume:
         """Return the volume whose image is there, with what is missing around it; raises ImageNotFound."""
@@ -180,8 +192,9 @@ class Volumes:
             self._set_metadata(wanted, reservation.pool, image_id, present={})
         except ImageExists:
             return self._take_over(wanted, place, reservation)
-        except CsiError as error:
-            if error.is_final:
+        except Exception as error:
+            # Only after an error that leaves the outcome open the retry goes on from here.
+            if not isinstance(error, CsiError) or error.is_final:
                 self._undo(place, reservation, because_of=error)
             raise
         return place.volume(reservation, wanted.size_bytes)
@@ -198,12 +211,13 @@ class Volumes:
         images.remove_remnants(reservation.pool, reservation.image_name)
         raise Aborted(f"the beginnings of image {reservation.image_name} were removed; ask again to have it made")
 
-    def _undo(self, place: _Place, reservation: Reservation, *, because_of: CsiError) -> None:
+    def _undo(self, place: _Place, reservation: Reservation, *, because_of: Exception) -> None:
         try:
             self._remove_image(place, reservation.pool, reservation.image_name)
             place.journal.undo(reservation)
         except CsiError as error:
-            raise Aborted(f"{because_of}; and what was made could not be removed yet: {error}") from because_of
+            first = because_of if isinstance(because_of, CsiError) else type(because_of).__name__
+            raise Aborted(f"{first}; and what was made could not be removed yet: {error}") from because_of
 
     def _set_metadata(self, wanted: WantedVolume, pool: Pool, image_id: str, *, present: Mapping[str, str]) -> None:
         if not self._sets_metadata:
@@ -288,13 +302,32 @@ class Volumes:
 
 
 def _pool_of_class(cluster: Cluster, parameters: VolumeParameters) -> Pool:
+    if parameters.data_pool:
+        _named_pool(cluster, "dataPool", parameters.data_pool)
+    return _named_pool(cluster, "pool", parameters.pool)
+
+
+def _named_pool(cluster: Cluster, parameter: str, name: str) -> Pool:
     try:
-        if parameters.data_pool:
-            cluster.pool(parameters.data_pool)
-        return cluster.pool(parameters.pool)
+        return cluster.pool(name)
     except PoolNotFound as reason:
-        name = "pool" if str(parameters.pool) in str(reason) else "dataPool"
-        raise InvalidArgument(f"parameters[{name}]: {reason}") from reason
+        raise InvalidArgument(f"parameters[{parameter}]: {reason}") from reason
+
+
+def _check_handle(cluster: Cluster, pool: Pool) -> None:
+    """Raise InvalidArgument for a cluster id that no handle has room for, before anything is made."""
+    try:
+        VolumeId(cluster_id=cluster.config.cluster_id, pool_id=pool.pool_id, uuid="0" * UUID_LENGTH).encode()
+    except InvalidVolumeId as reason:
+        raise InvalidArgument(f"parameters[clusterID]: {reason}") from reason
+
+
+def _lock_key(handle: str) -> str:
+    """Return what a handle is locked by: one volume has one key, in whatever case its numbers are written."""
+    try:
+        return str(replace(VolumeId.parse(handle), version=VERSION))
+    except InvalidVolumeId:
+        return handle
 
 
 @contextmanager
@@ -320,10 +353,10 @@ def _create_options(wanted: WantedVolume) -> CreateOptions:
 
 def _check_size(wanted: WantedVolume, size_bytes: int) -> None:
     limit_bytes = wanted.capacity.limit_bytes
-    if size_bytes < wanted.size_bytes or 0 < limit_bytes < size_bytes:
+    if size_bytes < wanted.capacity.required_bytes or 0 < limit_bytes < size_bytes:
         raise VolumeDiffers(
             f"name: {wanted.name} is a volume of {size_bytes} bytes already, and capacity_range asks for "
-            f"{wanted.size_bytes}" + (f" to {limit_bytes}" if limit_bytes else " or more")
+            f"{wanted.capacity.required_bytes}" + (f" to {limit_bytes}" if limit_bytes else " or more")
         )
 
 

@@ -13,7 +13,6 @@ from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from csi_host_rbd.ceph import omap
 from csi_host_rbd.ceph.bindings import rados, rbd
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.failures import (
@@ -32,9 +31,6 @@ T = TypeVar("T")
 _LENGTH = struct.Struct("<I")
 _ID_OBJECT_PREFIX = "rbd_id."
 _HEADER_PREFIX = "rbd_header."
-_OBJECT_MAP_PREFIX = "rbd_object_map."
-_DIRECTORY = "rbd_directory"
-_NAME_KEY_PREFIX = "name_"
 _OBJECT_MAP_PREFIX = "rbd_object_map."
 _DIRECTORY = "rbd_directory"
 _NAME_KEY_PREFIX = "name_"
@@ -353,24 +349,6 @@ def _call(pool: Pool, name: str, action: str, function: Callable[[], T]) -> T:
     spec = pool.spec(name)
     with translated(f"{action} {spec}"):
         return pool.image_threads.call(f"{action} {spec}", function, timeout=pool.call_seconds, target=spec)
-
-
-def _remembered_id(pool: Pool, name: str) -> str | None:
-    """Return the id that the image's own object or the pool's directory of images has, None when neither knows it.
-
-    The first to be written and the last to be removed is the one or the other, depending on where librbd was cut off.
-    """
-    try:
-        return read_image_id(pool, name)
-    except ImageNotFound:
-        pass
-    key = _NAME_KEY_PREFIX + name
-    try:
-        value = omap.read_keys(pool, _DIRECTORY, [key]).get(key)
-    except ObjectNotFound:
-        return None
-    # As in the id object: four bytes of length before the text.
-    return value[_LENGTH.size :] if value else None
 
 
 def _packed(text: str) -> bytes:
