@@ -3,6 +3,8 @@
 #   make test [ARGS="-k name"]                 lint, types, layers, and every test against a real Ceph
 
 SHELL := /bin/bash
+# mkfs, losetup and blkid are in sbin, which is not on the path of an ordinary user, and sudo is told to keep the path.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
@@ -15,7 +17,8 @@ AS_ROOT := $(if $(ROOT),$(ROOT) env PATH="$$PATH" CI="$${CI:-}" PYTHONDONTWRITEB
 DEBIAN_PYTHON := /usr/bin/python3
 PYTHON := .venv/bin/python
 INSTALL := $(PYTHON) -m pip --disable-pip-version-check --no-input install --quiet
-# Stamps live in .venv: whoever removes it gets a new one.
+# Stamps live in .venv: whoever removes it gets a new one, and one that was interrupted is made again.
+MADE := .venv/.made
 INSTALLED := .venv/.installed
 INSTALLED_DEV := .venv/.installed-dev
 
@@ -47,7 +50,8 @@ lint: $(INSTALLED_DEV)
 	@.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --check --quiet
 	.venv/bin/mypy --no-error-summary
-	.venv/bin/lint-imports --no-timestamp >build/lint-imports.txt || { cat build/lint-imports.txt; exit 1; }
+	mkdir -p build
+	.venv/bin/lint-imports >build/lint-imports.txt || { cat build/lint-imports.txt; exit 1; }
 
 setup: $(INSTALLED_DEV)
 
@@ -84,7 +88,7 @@ packages:
 	  exit 1
 	fi
 
-.venv/pyvenv.cfg: | packages
+$(MADE): | packages
 	@$(DEBIAN_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
 	  echo "$(DEBIAN_PYTHON) is older than Python 3.11: Debian 12 (bookworm) or newer is needed" >&2
 	  exit 1
@@ -92,15 +96,15 @@ packages:
 	echo "Making the virtual environment .venv"
 	$(DEBIAN_PYTHON) -m venv --system-site-packages .venv
 	$(INSTALL) --upgrade pip
+	touch $@
 
-$(INSTALLED): pyproject.toml .venv/pyvenv.cfg | packages
+$(INSTALLED): pyproject.toml $(MADE) | packages
 	@$(call install,-e .)
 	touch $@
 
 # The developers' installation is the users' with tools, so it counts as both.
-$(INSTALLED_DEV): pyproject.toml .venv/pyvenv.cfg | packages
+$(INSTALLED_DEV): pyproject.toml $(MADE) | packages
 	@$(call install,-e '.[dev]')
-	mkdir -p build
 	touch $(INSTALLED) $@
 
 define install

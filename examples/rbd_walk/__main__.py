@@ -44,7 +44,8 @@ class Run:
         exit_code, place = 0, None
         try:
             self._clear_abandoned()
-            place = Workplace.make()
+            with self._signals.held():
+                place = Workplace.make()
             self._try_out(place, once=once)
         except Interrupted as interrupted:
             self._screen.line()
@@ -76,6 +77,8 @@ class Run:
 
     def _walk(self, place: Workplace, cluster: Cluster, client: Client) -> None:
         self._screen.title("The walk")
+        self._screen.line("To repeat a step by hand:")
+        self._screen.command(f"{_export(client)}\n")
         VolumeLife(client=client, cluster=cluster, place=place, screen=self._screen, filesystem=self._filesystem).lead()
         self._screen.title("The walk succeeded.")
 
@@ -85,16 +88,17 @@ class Run:
         raise CommandFailed(f"csi-host ended by itself, with exit code {host.wait()}")
 
     def _explain_serving(self, place: Workplace, cluster: Cluster, client: Client) -> None:
-        screen, sudo = self._screen, "sudo " if "SUDO_USER" in os.environ else ""
+        screen, sudo = self._screen, "sudo --preserve-env=CSI_ENDPOINT " if "SUDO_USER" in os.environ else ""
         screen.title("Serving. Ctrl-C stops and removes all of it.")
-        screen.fact("volumes can be staged below", str(place.staging))
+        screen.fact("staging directory", f"{place.staging} (below it, one for each volume)")
         screen.fact("log", str(place.log_file))
         screen.fact("Ceph", f"{sudo}ceph --conf {cluster.ceph_conf} status")
-        screen.line("\n   In another terminal, in this directory:\n")
+        screen.line("\nIn another terminal, in this directory:\n")
+        screen.command(_export(client))
         screen.command(f"{sudo}{shown(client.command('GetPluginInfo', {}))}")
         screen.command(f"{sudo}{shown(client.command('CreateVolume', create_request('mine', self._filesystem)))}")
         screen.command(f"{sudo}{shown(client.command('DeleteVolume', {'volume_id': 'the volume_id of the answer'}))}")
-        screen.line("\n   `csi-host call --list` has every RPC, `csi-host call NodeStageVolume --schema` its fields.")
+        screen.line("\n`csi-host call --list` has every RPC, `csi-host call NodeStageVolume --schema` its fields.")
 
     def _filesystem_and_why(self) -> str:
         if _can_grow_mounted_ext4():
@@ -132,6 +136,10 @@ class Run:
         if not trouble:
             self._screen.line("Everything is stopped and removed.")
         return exit_code or bool(trouble)
+
+
+def _export(client: Client) -> str:
+    return f"export {' '.join(f'{name}={value}' for name, value in client.variables().items())}"
 
 
 def _can_grow_mounted_ext4() -> bool:

@@ -12,7 +12,8 @@ from time import monotonic
 from typing import Any
 
 CSI_HOST = Path(sys.executable).with_name("csi-host")
-CALL_SECONDS = 60
+_ENDPOINT_VARIABLE = "CSI_ENDPOINT"
+_CALL_SECONDS = 60
 # How much longer a command may live than the call it makes.
 _EXTRA_SECONDS = 30.0
 _WITH_SECRETS = frozenset(
@@ -79,12 +80,12 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def run(argv: Sequence[str], *, seconds: float) -> str:
+def run(argv: Sequence[str], *, seconds: float, variables: Mapping[str, str] | None = None) -> str:
     """Run a program, out of reach of the terminal's Ctrl-C, and return what it printed; raises CommandFailed."""
     try:
         ended = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=seconds,
-            start_new_session=True, env=environment(), check=False,
+            start_new_session=True, env=environment() | dict(variables or {}), check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise CommandFailed(f"{shown(argv)}\ndid not end within {seconds:g} s") from None
@@ -115,14 +116,20 @@ class Client:
         """Return the command that makes a call."""
         secrets = ["--secrets", str(self._secrets_file)] if rpc in _WITH_SECRETS else []
         text = [json.dumps(request)] if request else []
-        return [str(CSI_HOST), "call", "--endpoint", self._endpoint, rpc, *text, *secrets]
+        return [str(CSI_HOST), "call", rpc, *text, *secrets]
+
+    def variables(self) -> Mapping[str, str]:
+        """Return the environment variables that the commands need."""
+        return {_ENDPOINT_VARIABLE: self._endpoint}
 
     def call(self, rpc: str, request: Mapping[str, Any]) -> Answer:
         """Make a call; raises CommandFailed with what the server said."""
         self._log.skip()
         began = monotonic()
         text = run(
-            [*self.command(rpc, request), "--timeout", f"{CALL_SECONDS}s"], seconds=CALL_SECONDS + _EXTRA_SECONDS
+            [*self.command(rpc, request), "--timeout", f"{_CALL_SECONDS}s"],
+            seconds=_CALL_SECONDS + _EXTRA_SECONDS,
+            variables=self.variables(),
         )
         took = self._log.seconds_of(rpc) or monotonic() - began
         return Answer(fields=json.loads(text), milliseconds=took * 1000)

@@ -89,7 +89,6 @@ class VolumeLife:
                 "volume_id": volume["volume_id"],
                 "volume_context": volume["volume_context"],
                 "volume_capabilities": [self._capability],
-                "parameters": parameters(),
             },
             self._confirmed,
         )

@@ -52,8 +52,8 @@ class Screen:
     def step(self, name: str, means: str, milliseconds: float, *, is_good: bool, command: str = "") -> None:
         """Show one step of the walk, and below it the command that repeats it."""
         self._steps += 1
-        took = f"{milliseconds:6.0f} ms"
-        columns = max(30, min(shutil.get_terminal_size((120, 25)).columns, 140) - 13 - _NAME_COLUMNS - 9)
+        took = f"{milliseconds:7.1f} ms"
+        columns = max(30, min(shutil.get_terminal_size((120, 25)).columns, 140) - 7 - _NAME_COLUMNS - 11)
         self._write(f"{self._steps:>3} {self._mark(is_good)} {name:<{_NAME_COLUMNS}} {means:<{columns}} {took}\n")
         if command:
             self._write(f"{self._styled(f'      $ {command}', dim=True)}\n")

@@ -1,7 +1,8 @@
 """Ctrl-C and its like: an exception once, and no second one while things are put in order."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
@@ -32,6 +33,15 @@ class Signals:
         """Leave everything as it was found."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep signals waiting within the ``with``: what is made there is made and known, or not at all."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def close(self) -> None:
         """From here on nothing is interrupted any more."""

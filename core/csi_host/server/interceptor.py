@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from csi_host import logs
-from csi_host.errors import DeadlineExceeded, Unavailable
+from csi_host.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from csi_host.proto import csi_pb2
 from csi_host.request import Request, serving
 from csi_host.server import error_status, request_context
@@ -35,6 +35,10 @@ class _Rpc:
     response: type[Message]
     is_stream: bool
     is_identity: bool
+
+
+class _Malformed:
+    """What was sent instead of a message."""
 
 
 class HostInterceptor(grpc.ServerInterceptor):
@@ -79,7 +83,7 @@ class HostInterceptor(grpc.ServerInterceptor):
         return _handler(rpc, outermost)
 
     def _unary(self, rpc: _Rpc, behavior: Behavior) -> Behavior:
-        def answer(message: Message, context: grpc.ServicerContext) -> Message:
+        def answer(message: "Message | _Malformed", context: grpc.ServicerContext) -> Message:
             with self._call(rpc, message, context) as outcome:
                 outcome.response = _checked(behavior(message, context), rpc)
                 return outcome.response
@@ -88,7 +92,7 @@ class HostInterceptor(grpc.ServerInterceptor):
         return answer
 
     def _stream(self, rpc: _Rpc, behavior: Behavior) -> Behavior:
-        def answer(message: Message, context: grpc.ServicerContext) -> Iterator[Message]:
+        def answer(message: "Message | _Malformed", context: grpc.ServicerContext) -> Iterator[Message]:
             with self._call(rpc, message, context) as outcome:
                 try:
                     for response in behavior(message, context):
@@ -100,7 +104,8 @@ class HostInterceptor(grpc.ServerInterceptor):
         return answer
 
     @contextmanager
-    def _call(self, rpc: _Rpc, message: Message, context: grpc.ServicerContext) -> Iterator[Outcome]:
+    def _call(self, rpc: _Rpc, received: "Message | _Malformed", context: grpc.ServicerContext) -> Iterator[Outcome]:
+        message = rpc.request() if isinstance(received, _Malformed) else received
         request = request_context.begin(rpc.name, context)
         scrub = logs.Scrubber(lambda: secret_values(message))
         with (
@@ -112,6 +117,7 @@ class HostInterceptor(grpc.ServerInterceptor):
             try:
                 self._refuse_when_stopping(rpc)
                 _refuse_late(request)
+                _refuse_malformed(rpc, received)
                 validate(message)
                 yield outcome
                 outcome.code = _code_set(context) or grpc.StatusCode.OK
@@ -124,6 +130,11 @@ class HostInterceptor(grpc.ServerInterceptor):
         # UNAVAILABLE means "ask again" to all sidecars. Identity goes on: Probe answers that the driver is not ready.
         if not rpc.is_identity and not self._is_serving():
             raise Unavailable("this server is stopping")
+
+
+def _refuse_malformed(rpc: _Rpc, received: "Message | _Malformed") -> None:
+    if isinstance(received, _Malformed):
+        raise InvalidArgument(f"the request is no {rpc.request.DESCRIPTOR.full_name} message")
 
 
 def _refuse_late(request: Request) -> None:
@@ -166,8 +177,19 @@ def _raising(error: Exception) -> Behavior:
 def _handler(rpc: _Rpc, behavior: Behavior) -> Handler:
     make = grpc.unary_stream_rpc_method_handler if rpc.is_stream else grpc.unary_unary_rpc_method_handler
     return make(
-        behavior, request_deserializer=rpc.request.FromString, response_serializer=rpc.response.SerializeToString
+        behavior, request_deserializer=_parser_of(rpc.request), response_serializer=rpc.response.SerializeToString
     )
+
+
+def _parser_of(request: type[Message]) -> Callable[[bytes], "Message | _Malformed"]:
+    def parse(data: bytes) -> "Message | _Malformed":
+        try:
+            return request.FromString(data)
+        except DecodeError:
+            # Raised here it would be INTERNAL, with gRPC's own stack trace in the log.
+            return _Malformed()
+
+    return parse
 
 
 def _rpcs() -> Iterator[tuple[str, _Rpc]]:

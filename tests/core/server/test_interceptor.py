@@ -420,3 +420,16 @@ def test_a_deadline_that_passes_at_the_last_moment_is_seen() -> None:
         "the caller's deadline passed before the call was begun",
     )
     assert begun == []
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff", b"\x0a\x02\xc3\x28"], ids=["no message", "no UTF-8"])
+def test_bytes_that_are_no_message_are_an_invalid_argument(
+    context: HostContext, caplog: pytest.LogCaptureFixture, data: bytes
+) -> None:
+    with serving(Driver(controller=ControllerServer(context))) as served:
+        call: Any = served.channel.unary_unary("/csi.v1.Controller/CreateVolume")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(data, timeout=10)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "csi.v1.CreateVolumeRequest" in str(caught.value.details())
+    assert "Traceback" not in caplog.text
