@@ -15,6 +15,7 @@ from csi_host.services.messages import access_of, capacity_range_of
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.parameters import VolumeParameters, parse_parameters
 from csi_host_rbd.sizes import image_size
+from csi_host_rbd.uses import check_use
 from csi_host_rbd.volumes import Volume, Volumes, WantedVolume
 
 
@@ -106,14 +107,8 @@ def _refuse_source(request: csi_pb2.CreateVolumeRequest) -> None:
 
 
 def _check_uses(uses: Sequence[VolumeAccess]) -> None:
-    """Raise InvalidArgument naming the first use that an RBD image cannot serve."""
     for index, use in enumerate(uses):
-        # A filesystem on one image mounted for writing by two nodes is destroyed.
-        if not use.is_block and use.mode.is_multi_node and not use.mode.is_reader_only:
-            raise InvalidArgument(
-                f"volume_capabilities[{index}].access_mode: multi node access modes are only supported on rbd block "
-                f"type volumes, got {use.mode.name} with a filesystem"
-            )
+        check_use(use, f"volume_capabilities[{index}]")
 
 
 def _message(volume: Volume, parameters: VolumeParameters) -> csi_pb2.Volume:

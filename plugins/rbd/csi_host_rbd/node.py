@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import grpc
 
-from csi_host.access import AccessMode, VolumeAccess
 from csi_host.driver import HostContext
 from csi_host.errors import FailedPrecondition, InvalidArgument
 from csi_host.proto import csi_pb2
@@ -18,6 +17,7 @@ from csi_host_rbd.errors import VolumeNotFound
 from csi_host_rbd.node_images import NodeImages
 from csi_host_rbd.node_volumes import NodeVolumes
 from csi_host_rbd.staging import Staging, find_staging
+from csi_host_rbd.uses import check_use
 
 
 class RbdNodeServer(NodeServer):
@@ -36,7 +36,8 @@ class RbdNodeServer(NodeServer):
         context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
     ) -> csi_pb2.NodeStageVolumeResponse:
         """Attach the image and mount it on the staging directory; formats it if it is proven blank."""
-        access = _checked(access_of(request.volume_capability))
+        access = access_of(request.volume_capability)
+        check_use(access, "volume_capability")
         staging = Staging.of(request.staging_target_path, request.volume_id)
         if not staging.directory.is_dir():
             raise InvalidArgument(
@@ -69,7 +70,8 @@ class RbdNodeServer(NodeServer):
         context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
     ) -> csi_pb2.NodePublishVolumeResponse:
         """Bind mount the staged volume at the target."""
-        access = _checked(access_of(request.volume_capability))
+        access = access_of(request.volume_capability)
+        check_use(access, "volume_capability")
         if not request.staging_target_path:
             raise FailedPrecondition("staging_target_path: required, as this driver stages volumes")
         staging = Staging.of(request.staging_target_path, request.volume_id)
@@ -98,19 +100,6 @@ class RbdNodeServer(NodeServer):
             staging = _find_staged(request)
             size = self._volumes.expand(staging, required_bytes=capacity.required_bytes if capacity else 0)
         return csi_pb2.NodeExpandVolumeResponse(capacity_bytes=size)
-
-
-def _checked(access: VolumeAccess) -> VolumeAccess:
-    """Return ``access``; raises InvalidArgument for a use that an RBD image cannot serve."""
-    if access.mode is AccessMode.UNKNOWN:
-        raise InvalidArgument("volume_capability.access_mode.mode: required")
-    # A filesystem on one image mounted for writing by two nodes is destroyed.
-    if not access.is_block and access.mode.is_multi_node and not access.mode.is_reader_only:
-        raise InvalidArgument(
-            "volume_capability.access_mode: multi node access modes are only supported on rbd block type volumes, "
-            f"got {access.mode.name} with a filesystem"
-        )
-    return access
 
 
 def _find_staged(request: csi_pb2.NodeExpandVolumeRequest) -> Staging:
