@@ -196,6 +196,8 @@ def test_an_id_that_no_pool_has_is_not_found(connection: Connection, pool_id: in
 def test_a_hung_monitor_ends_the_search_for_a_pool_in_time_and_does_not_hide_known_ones(
     ceph: DevCluster, connection: Connection
 ) -> None:
+    # A fresh connection has no OSD map until its first lookup has waited for one.
+    assert connection.pool(ceph.pool).name == ceph.pool
     with _stopped_monitor(ceph):
         with pytest.raises(BackendTimeout):
             connection.pool("nowhere")
