@@ -8,7 +8,7 @@ from threading import Lock
 from csi_host_rbd.ceph.cluster import Connection, Connections, Pool
 from csi_host_rbd.clusters import ClusterConfig, Clusters
 from csi_host_rbd.credentials import Credentials
-from csi_host_rbd.journal import Doubts, Journal
+from csi_host_rbd.journal import VOLUMES, Doubts, Journal, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,10 @@ class Cluster:
         """Return a pool by id; raises PoolNotFound."""
         return self.connection.pool_with_id(pool_id, self.config.rados_namespace)
 
+    def pool_at(self, pool_id: int, namespace: str) -> Pool:
+        """Return a pool by id through a RADOS namespace of choice: a clone's parent may be in another one."""
+        return self.connection.pool_with_id(pool_id, namespace)
+
 
 class Backend:
     """All clusters of the configuration."""
@@ -35,7 +39,7 @@ class Backend:
         self._connections = connections
         self._instance_id = instance_id
         self._guard = Lock()
-        self._doubts: dict[tuple[str, int, str], Doubts] = {}
+        self._doubts: dict[tuple[str, int, str, Kind], Doubts] = {}
 
     @contextmanager
     def open(self, cluster_id: str, credentials: Credentials) -> Iterator[Cluster]:
@@ -44,9 +48,11 @@ class Backend:
         with self._connections.use(config.mon_host, credentials) as connection:
             yield Cluster(config=config, connection=connection)
 
-    def journal(self, cluster: Cluster, pool: Pool) -> Journal:
-        """Return the journal of volumes in a pool."""
+    def journal(self, cluster: Cluster, pool: Pool, kind: Kind = VOLUMES) -> Journal:
+        """Return the journal of volumes, or of snapshots, in a pool."""
         with self._guard:
-            key = (cluster.config.cluster_id, pool.pool_id, pool.namespace)
+            key = (cluster.config.cluster_id, pool.pool_id, pool.namespace, kind)
             doubts = self._doubts.setdefault(key, Doubts())
-        return Journal(pool=pool, instance_id=self._instance_id, pool_with_id=cluster.pool_with_id, doubts=doubts)
+        return Journal(
+            pool=pool, instance_id=self._instance_id, pool_with_id=cluster.pool_with_id, doubts=doubts, kind=kind
+        )

@@ -35,6 +35,9 @@ _IMAGE_NAME = "csi.imagename"
 _IMAGE_ID = "csi.imageid"
 _JOURNAL_POOL = "csi.journalpool"
 _OWNER = "csi.volume.owner"
+_SOURCE = "csi.source"
+_KMS_ID = "csi.volume.encryptKMS"
+_ENCRYPTION_TYPE = "csi.volume.encryptionType"
 _ATTEMPTS = 5
 # A call settles a few that others left, not all of an outage's.
 _DOUBTS_A_CALL = 2
@@ -48,9 +51,13 @@ class Kind:
     prefix: str
     name_key: str
     image_prefix: str
+    has_source: bool = False
 
 
 VOLUMES = Kind(directory="csi.volumes.", prefix="csi.volume.", name_key="csi.volname", image_prefix="csi-vol-")
+SNAPSHOTS = Kind(
+    directory="csi.snaps.", prefix="csi.snap.", name_key="csi.snapname", image_prefix="csi-snap-", has_source=True
+)
 
 
 class NamesMismatch(Internal):
@@ -66,7 +73,8 @@ class Reservation:
     """A CO name with the image that belongs to it.
 
     ``pool`` is the image's; ``journal_pool`` is where the directory is, the same one but for volumes that ceph-csi
-    before v3.11 made in topology mode. ``name`` is "" when the object of a handle has lost its keys.
+    before v3.11 made in topology mode. ``name`` is "" when the object of a handle has lost its keys. ``source`` is the
+    image that a snapshot was taken of; ``kms_id`` and ``encryption_type`` are "" for what is not encrypted.
     """
 
     name: str
@@ -76,6 +84,9 @@ class Reservation:
     image_name: str
     image_id: str = ""
     owner: str = ""
+    source: str = ""
+    kms_id: str = ""
+    encryption_type: str = ""
 
     @property
     def directory_value(self) -> str:
@@ -137,7 +148,7 @@ class Journal:
             return None
         pool, uuid = self._locate(value)
         found = None if pool is None else self._read(pool, uuid, journal_pool=self._pool)
-        if found is None or not found.name:
+        if found is None or not found.name or (self._kind.has_source and not found.source):
             log.warning(f"the reservation of {name} in pool {self._pool.name} is stale ({value}) and is undone")
             self._drop_name(self._pool, name, value)
             if pool is not None:
@@ -154,7 +165,16 @@ class Journal:
         """Return the reservation of a handle's uuid, None when there is none. 1 operation."""
         return self._read(self._pool, uuid, journal_pool=None)
 
-    def reserve(self, name: str, *, prefix: str = "", owner: str = "") -> Reservation:
+    def reserve(
+        self,
+        name: str,
+        *,
+        prefix: str = "",
+        owner: str = "",
+        source: str = "",
+        kms_id: str = "",
+        encryption_type: str = "",
+    ) -> Reservation:
         """Reserve a CO name that ``find`` did not find. 2 operations. Raises NameTaken."""
         for _ in range(_ATTEMPTS):
             uuid = str(uuids.uuid4())
@@ -165,6 +185,9 @@ class Journal:
                 journal_pool=self._pool,
                 image_name=(prefix or self._kind.image_prefix) + uuid,
                 owner=owner,
+                source=source,
+                kms_id=kms_id,
+                encryption_type=encryption_type,
             )
             try:
                 self._write(reservation)
@@ -188,8 +211,13 @@ class Journal:
 
     def _write(self, reservation: Reservation) -> None:
         values = {self._kind.name_key: reservation.name, _IMAGE_NAME: reservation.image_name}
-        if reservation.owner:
-            values[_OWNER] = reservation.owner
+        optional = {
+            _OWNER: reservation.owner,
+            _SOURCE: reservation.source,
+            _KMS_ID: reservation.kms_id,
+            _ENCRYPTION_TYPE: reservation.encryption_type,
+        }
+        values |= {key: value for key, value in optional.items() if value}
         try:
             omap.create_object(self._pool, self._object(reservation.uuid), values)
             omap.claim_key(self._pool, self._directory, self._key(reservation.name), reservation.uuid)
@@ -266,10 +294,23 @@ class Journal:
             image_name=values.get(_IMAGE_NAME) or self._kind.image_prefix + uuid,
             image_id=values.get(_IMAGE_ID, ""),
             owner=values.get(_OWNER, ""),
+            source=values.get(_SOURCE, ""),
+            kms_id=values.get(_KMS_ID, ""),
+            # ceph-csi before v3.8 knew one type only, and did not write it.
+            encryption_type=values.get(_ENCRYPTION_TYPE, "block" if values.get(_KMS_ID) else ""),
         )
 
     def _attributes(self) -> list[str]:
-        return [self._kind.name_key, _IMAGE_NAME, _IMAGE_ID, _JOURNAL_POOL, _OWNER]
+        return [
+            self._kind.name_key,
+            _IMAGE_NAME,
+            _IMAGE_ID,
+            _JOURNAL_POOL,
+            _OWNER,
+            _SOURCE,
+            _KMS_ID,
+            _ENCRYPTION_TYPE,
+        ]
 
     def _journal_pool(self, values: Mapping[str, str], pool: Pool) -> Pool:
         try:

@@ -21,9 +21,11 @@ from csi_host.errors import Aborted, CsiError, InvalidArgument
 from csi_host.locks import Operation, OperationLocks, VolumeLocks
 from csi_host_rbd.backend import Backend, Cluster
 from csi_host_rbd.ceph import image as images
+from csi_host_rbd.ceph import image_names, trash
 from csi_host_rbd.ceph.cluster import Pool
+from csi_host_rbd.ceph.create import ImageOptions, create_image
 from csi_host_rbd.ceph.failures import ImageExists, ImageNotFound, PoolNotFound
-from csi_host_rbd.ceph.image import CreateOptions, Image
+from csi_host_rbd.ceph.image import Image
 from csi_host_rbd.ceph.tasks import remove_trashed
 from csi_host_rbd.clusters import ClusterNotConfigured
 from csi_host_rbd.credentials import Credentials
@@ -186,8 +188,8 @@ class Volumes:
 
     def _make_image(self, wanted: WantedVolume, place: _Place, reservation: Reservation) -> Volume:
         try:
-            images.create_image(reservation.pool, reservation.image_name, _create_options(wanted))
-            image_id = images.read_image_id(reservation.pool, reservation.image_name)
+            create_image(reservation.pool, reservation.image_name, wanted.size_bytes, _image_options(wanted.parameters))
+            image_id = image_names.read_image_id(reservation.pool, reservation.image_name)
             place.journal.store_image_id(reservation, image_id)
             self._set_metadata(wanted, reservation.pool, image_id, present={})
         except ImageExists:
@@ -208,7 +210,7 @@ class Volumes:
             time.sleep(_TAKE_OVER_PAUSE_SECONDS)
             with suppress(ImageNotFound):
                 return self._accept(wanted, place, reservation)
-        images.remove_remnants(reservation.pool, reservation.image_name)
+        image_names.remove_remnants(reservation.pool, reservation.image_name)
         raise Aborted(f"the beginnings of image {reservation.image_name} were removed; ask again to have it made")
 
     def _undo(self, place: _Place, reservation: Reservation, *, because_of: Exception) -> None:
@@ -253,24 +255,24 @@ class Volumes:
         """Go on with a deletion that stopped after the image had gone to the trash."""
         pool, name = reservation.pool, reservation.image_name
         self._remove_image(place, pool, name + TEMPORARY_SUFFIX)
-        images.remove_remnants(pool, name)
+        image_names.remove_remnants(pool, name)
         known = reservation.image_id
-        trashed = [known] if known and images.is_in_trash(pool, known) else images.find_in_trash(pool, name)
+        trashed = [known] if known and trash.is_in_trash(pool, known) else trash.find_in_trash(pool, name)
         for image_id in trashed:
             self._add_removal(place, pool, image_id)
 
     def _remove_image(self, place: _Place, pool: Pool, name: str) -> None:
         """Take away an image, or the remnants of one; fine when there is none."""
-        if not images.image_exists(pool, name):
+        if not image_names.image_exists(pool, name):
             return
         try:
-            self._trash(place, pool, name, images.read_image_id(pool, name))
+            self._trash(place, pool, name, image_names.read_image_id(pool, name))
         except ImageNotFound:
-            images.remove_remnants(pool, name)
+            image_names.remove_remnants(pool, name)
 
     def _trash(self, place: _Place, pool: Pool, name: str, image_id: str) -> None:
         """Put an image into the trash, which takes the same time for every size, and have the manager empty it."""
-        images.trash_move(pool, name)
+        trash.trash_move(pool, name)
         self._add_removal(place, pool, image_id)
 
     def _add_removal(self, place: _Place, pool: Pool, image_id: str) -> None:
@@ -339,10 +341,8 @@ def _opened(reservation: Reservation, handle: str, *, read_only: bool) -> Iterat
         raise VolumeNotFound(f"volume_id: {handle}: {reason}") from reason
 
 
-def _create_options(wanted: WantedVolume) -> CreateOptions:
-    parameters = wanted.parameters
-    return CreateOptions(
-        size_bytes=wanted.size_bytes,
+def _image_options(parameters: VolumeParameters) -> ImageOptions:
+    return ImageOptions(
         features=parameters.features,
         order=parameters.striping.order,
         stripe_unit_bytes=parameters.striping.unit_bytes,

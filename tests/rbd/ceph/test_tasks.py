@@ -2,10 +2,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from csi_host_rbd.ceph import image as images
+from csi_host_rbd.ceph import image_names, trash
 from csi_host_rbd.ceph.cluster import Connection, Connections, Pool
+from csi_host_rbd.ceph.create import ImageOptions, create_image
 from csi_host_rbd.ceph.failures import BackendTimeout
-from csi_host_rbd.ceph.image import CreateOptions
 from csi_host_rbd.ceph.tasks import remove_trashed
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster
@@ -17,9 +17,9 @@ MIB = 1024**2
 
 
 def _trashed(store: Pool) -> str:
-    images.create_image(store, "one", CreateOptions(size_bytes=64 * MIB))
-    image_id = images.read_image_id(store, "one")
-    images.trash_move(store, "one")
+    create_image(store, "one", 64 * MIB, ImageOptions())
+    image_id = image_names.read_image_id(store, "one")
+    trash.trash_move(store, "one")
     return image_id
 
 
@@ -42,7 +42,7 @@ def test_without_an_answer_of_the_manager_the_image_stays_in_the_trash_and_the_o
         with pytest.raises(BackendTimeout) as caught:
             remove_trashed(connection, store, image_id, timeout=1)
         assert not caught.value.is_final
-        assert images.is_in_trash(store, image_id)
+        assert trash.is_in_trash(store, image_id)
     finally:
         ceph.resume_manager()
     remove_trashed(connection, store, image_id, timeout=10)

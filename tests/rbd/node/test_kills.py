@@ -14,7 +14,7 @@ from csi_host_rbd.attach.qemu import QemuAttacher
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.backend import Backend
 from csi_host_rbd.ceph.cluster import Connections, Timeouts
-from csi_host_rbd.ceph.image import CreateOptions, create_image
+from csi_host_rbd.ceph.create import ImageOptions, create_image
 from csi_host_rbd.clusters import Clusters
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster
@@ -52,7 +52,7 @@ def make_image(ceph: DevCluster) -> Iterator[MakeImage]:
 
     def make() -> NodeImage:
         name = f"kill-{uuid.uuid4()}"
-        create_image(pool, name, CreateOptions(size_bytes=32 * MIB))
+        create_image(pool, name, 32 * MIB, ImageOptions())
         return NodeImage(cluster=cluster, pool=pool, name=name, credentials=credentials)
 
     with backend.open(ceph.cluster_id, credentials) as cluster:

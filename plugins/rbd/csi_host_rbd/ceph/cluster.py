@@ -23,6 +23,7 @@ from csi_host_rbd.ceph.failures import (
     translated_connect,
 )
 from csi_host_rbd.ceph.helpers import HelperThreads
+from csi_host_rbd.ceph.writes import Writes
 from csi_host_rbd.credentials import Credentials
 
 _IDLE_SECONDS = 600.0
@@ -50,7 +51,7 @@ class Pool:
 
     ``client_id`` is what the cluster calls this connection. ``ioctx``, ``image_threads`` and ``call_seconds`` (how long
     one call of librbd may take) are for this package alone, as ``has_sibling`` is (whether the cluster has a pool of
-    another name).
+    another name). ``writes`` hears of every durable step.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Pool:
         image_threads: HelperThreads,
         call_seconds: float,
         has_sibling: Callable[[str], bool],
+        writes: Writes,
     ) -> None:
         self.ioctx = ioctx
         self.client_id = client_id
@@ -73,6 +75,7 @@ class Pool:
         self.image_threads = image_threads
         self.call_seconds = call_seconds
         self.has_sibling = has_sibling
+        self.writes = writes
 
     def spec(self, image: str) -> str:
         """Return the name of an image of this pool as ``rbd`` writes it: ``pool[/namespace]/image``."""
@@ -82,8 +85,11 @@ class Pool:
 class Connection:
     """An open connection; safe for many threads. ``open_manager`` makes the handle for the manager's commands."""
 
-    def __init__(self, handle: Any, *, open_manager: Callable[[], Any], operation_seconds: float) -> None:
+    def __init__(
+        self, handle: Any, *, open_manager: Callable[[], Any], operation_seconds: float, writes: Writes
+    ) -> None:
         self._handle = handle
+        self.writes = writes
         self._open_manager = open_manager
         self._operation_seconds = operation_seconds
         self._call_seconds = _OPERATIONS_PER_CALL * operation_seconds + _LOCK_SECONDS
@@ -145,6 +151,7 @@ class Connection:
                     image_threads=self._image_threads,
                     call_seconds=self._call_seconds,
                     has_sibling=self._has_pool,
+                    writes=self.writes,
                 )
                 self._pools[pool_id, namespace] = pool
             return pool
@@ -222,7 +229,8 @@ class Connections:
     """Open connections by cluster and user.
 
     Each is made at its first use and closed when nobody used it for ``idle_seconds``. Keys go to librados in memory;
-    ``ceph_conf`` is read when it exists, ``settings`` are librados options that win over it.
+    ``ceph_conf`` is read when it exists, ``settings`` are librados options that win over it. ``writes`` hears of every
+    durable step.
     """
 
     def __init__(
@@ -232,11 +240,13 @@ class Connections:
         ceph_conf: Path | None = None,
         settings: Mapping[str, str] | None = None,
         idle_seconds: float = _IDLE_SECONDS,
+        writes: Writes | None = None,
     ) -> None:
         self._timeouts = timeouts
         self._ceph_conf = ceph_conf
         self._settings = dict(settings or {})
         self._idle_seconds = idle_seconds
+        self._writes = writes or Writes()
         self._guard = Lock()
         self._slots: dict[tuple[str, str, str], _Slot] = {}
         self._closing = threading.Event()
@@ -296,6 +306,7 @@ class Connections:
                 monitors, credentials, {**self._settings, "rados_mon_op_timeout": "0", "admin_socket": ""}
             ),
             operation_seconds=self._timeouts.operation,
+            writes=self._writes,
         )
 
     def _connect(self, monitors: str, credentials: Credentials, settings: Mapping[str, str]) -> Any:
@@ -326,6 +337,9 @@ class Connections:
             "client_mount_timeout": _whole_seconds(self._timeouts.connect),
             "rados_osd_op_timeout": _whole_seconds(self._timeouts.operation),
             "admin_socket": "",
+            # A snapshot may be removed while clones hang on it, as ceph-csi's layout wants; the default depends on the
+            # age of the clients that the cluster lets in.
+            "rbd_default_clone_format": "2",
             # librados writes to standard error, to files and to syslog on its own account otherwise.
             "log_to_stderr": "false",
             "err_to_stderr": "false",

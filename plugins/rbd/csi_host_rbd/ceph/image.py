@@ -1,54 +1,27 @@
-"""Images: made, opened, grown, put into the trash.
+"""Open images: looked at, grown, snapshots made and removed.
 
 Every OSD operation ends within the connection's timeout, but librbd also waits for things that are none: a watch to
 be registered, another client to give the exclusive lock up. So its calls run on helper threads with a bound. One that
 passed it may still be at work: until it has ended, more calls on this image are refused.
 """
 
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from functools import partial
 from typing import Any, TypeVar
 
-from csi_host_rbd.ceph.bindings import rados, rbd
+from csi_host_rbd.ceph.bindings import rbd
 from csi_host_rbd.ceph.cluster import Pool
-from csi_host_rbd.ceph.failures import (
-    BackendUnavailable,
-    ImageNotFound,
-    ImageReadOnly,
-    NamespaceNotFound,
-    ObjectNotFound,
-    PoolNotFound,
-    translated,
-)
+from csi_host_rbd.ceph.failures import BackendUnavailable, ImageNotFound, ImageReadOnly, translated
 from csi_host_rbd.ceph.helpers import Helper
 
 T = TypeVar("T")
 
-_LENGTH = struct.Struct("<I")
-_ID_OBJECT_PREFIX = "rbd_id."
-_HEADER_PREFIX = "rbd_header."
-_OBJECT_MAP_PREFIX = "rbd_object_map."
-_DIRECTORY = "rbd_directory"
-_NAME_KEY_PREFIX = "name_"
-_ID_BYTES_LIMIT = 4096
 # How much of an image one question for its allocated extents covers, before it is seen whether that is enough.
 _WINDOW_BYTES = 4 * 1024**3
-
-
-@dataclass(frozen=True, kw_only=True)
-class CreateOptions:
-    """What a new image is to be like; None and 0 leave the choice to librbd. ``order`` is log2 of the object size."""
-
-    size_bytes: int
-    features: int | None = None
-    order: int | None = None
-    stripe_unit_bytes: int = 0
-    stripe_count: int = 0
-    data_pool: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +33,25 @@ class Watcher:
 
     def __str__(self) -> str:
         return f"client.{self.client_id} at {self.address}"
+
+
+class SnapshotNamespace(StrEnum):
+    """Who a snapshot is for; librbd has removed one that is TRASH for everybody but the clones that hang on it."""
+
+    USER = "user"
+    GROUP = "group"
+    TRASH = "trash"
+    MIRROR = "mirror"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A snapshot of an open image; ``original_name`` is what one in the trash was called, else its name."""
+
+    snapshot_id: int
+    name: str
+    namespace: SnapshotNamespace
+    original_name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +92,20 @@ class Image:
         """When the image was made; a time without zone, in UTC."""
         found: datetime = self._do("reading the time of creation of image", self._handle.create_timestamp)
         return found
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return all snapshots, oldest first, those that librbd keeps in its trash included."""
+        return self._do("listing the snapshots of image", self._snapshots)
+
+    def _snapshots(self) -> list[Snapshot]:
+        return [self._snapshot(entry) for entry in sorted(self._handle.list_snaps(), key=_snapshot_id)]
+
+    def _snapshot(self, entry: Mapping[str, Any]) -> Snapshot:
+        namespace = _NAMESPACES.get(int(entry["namespace"]), SnapshotNamespace.MIRROR)
+        name = str(entry["name"])
+        is_trashed = namespace is SnapshotNamespace.TRASH
+        original = self._handle.snap_get_trash_namespace(entry["id"])["original_name"] if is_trashed else name
+        return Snapshot(snapshot_id=int(entry["id"]), name=name, namespace=namespace, original_name=str(original))
 
     def watchers(self) -> list[Watcher]:
         """Return who else has the image open: the watch of this very opening is left out. 1 operation."""
@@ -144,6 +150,19 @@ class Image:
         with suppress(KeyError):
             self._change(f"removing metadata {name} of image", lambda: self._handle.metadata_remove(name))
 
+    def create_snapshot(self, name: str) -> None:
+        """Take a snapshot; raises ImageExists. 8 operations and one round of the monitors, which may take a second."""
+        self._change(f"taking snapshot {name} of image", lambda: self._handle.create_snap(name))
+
+    def remove_snapshot(self, name: str) -> None:
+        """Remove a snapshot; fine when there is none. One that clones hang on goes to librbd's trash. 7 operations."""
+        with suppress(ImageNotFound):
+            self._change(f"removing snapshot {name} of image", lambda: self._handle.remove_snap(name))
+
+    def flatten(self) -> None:
+        """Copy what the image shares with its parent, so that it stands alone; its size decides how long it takes."""
+        self._change("flattening image", self._handle.flatten)
+
     def resize(self, size_bytes: int) -> None:
         """Grow the image; librbd refuses to shrink it."""
         self._change("growing image", lambda: self._handle.resize(size_bytes, allow_shrink=False))
@@ -177,7 +196,8 @@ class Image:
 
     def _change(self, action: str, function: Callable[[], None]) -> None:
         try:
-            self._do(action, function)
+            with self._pool.writes.step(f"{action} {self._spec}"):
+                self._do(action, function)
         except ImageReadOnly as error:
             if self._read_only:
                 raise
@@ -217,164 +237,13 @@ def open_image(
             helper.end(close, step=f"closing image {spec}", timeout=pool.call_seconds)
 
 
-def create_image(pool: Pool, name: str, options: CreateOptions) -> None:
-    """Make an image. 7 operations, one more with an object map.
-
-    Raises ImageExists, NamespaceNotFound, PoolNotFound (the data pool), ArgumentRefused.
-    """
-    try:
-        _call(pool, name, "creating image", lambda: _create(pool, name, options))
-    except ImageNotFound as error:
-        if options.data_pool and not pool.has_sibling(options.data_pool):
-            raise PoolNotFound(f"the data pool {options.data_pool!r} does not exist in the cluster") from error
-        if pool.namespace:
-            raise NamespaceNotFound(f"pool {pool.name} has no RADOS namespace {pool.namespace!r}") from error
-        raise
+_NAMESPACES = {
+    rbd.RBD_SNAP_NAMESPACE_TYPE_USER: SnapshotNamespace.USER,
+    rbd.RBD_SNAP_NAMESPACE_TYPE_GROUP: SnapshotNamespace.GROUP,
+    rbd.RBD_SNAP_NAMESPACE_TYPE_TRASH: SnapshotNamespace.TRASH,
+    rbd.RBD_SNAP_NAMESPACE_TYPE_MIRROR: SnapshotNamespace.MIRROR,
+}
 
 
-def _create(pool: Pool, name: str, options: CreateOptions) -> None:
-    rbd.RBD().create(
-        pool.ioctx,
-        name,
-        options.size_bytes,
-        order=options.order,
-        old_format=False,
-        features=options.features,
-        stripe_unit=options.stripe_unit_bytes or None,
-        stripe_count=options.stripe_count or None,
-        data_pool=options.data_pool or None,
-    )
-
-
-def read_image_id(pool: Pool, name: str) -> str:
-    """Return an image's id without opening it; raises ImageNotFound. 1 operation.
-
-    librbd keeps it in the object ``rbd_id.<name>``: a little-endian 32-bit length, then the text.
-    """
-    spec = pool.spec(name)
-    try:
-        with translated(f"reading the id of image {spec}"):
-            content: bytes = pool.ioctx.read(_ID_OBJECT_PREFIX + name, _ID_BYTES_LIMIT)
-    except ObjectNotFound as error:
-        raise ImageNotFound(f"image {spec} does not exist") from error
-    image_id = _unpacked(content)
-    if not image_id:
-        raise ImageNotFound(f"image {spec} has no id: its creation was cut off")
-    return image_id
-
-
-def image_exists(pool: Pool, name: str) -> bool:
-    """Whether the pool has an image of that name, or the remnants of one. 1 operation."""
-    return _has_object(pool, _ID_OBJECT_PREFIX + name, pool.spec(name))
-
-
-def remove_remnants(pool: Pool, name: str) -> None:
-    """Remove what a cut-off creation or removal left of an image, so that its name is free. 2 operations for nothing.
-
-    Such are the object with the id, and the name in the pool's directory, each without an image or with one that is
-    in the trash already (librbd puts it there first). Raises BackendUnavailable when there is a whole image after all:
-    that is never touched.
-    """
-    spec = pool.spec(name)
-    try:
-        image_id = read_image_id(pool, name)
-    except ImageNotFound:
-        image_id = ""
-    listed_id = _id_in_directory(pool, name)
-    for one in {image_id, listed_id} - {""}:
-        if not _has_object(pool, _HEADER_PREFIX + one, spec):
-            _remove_object(pool, _OBJECT_MAP_PREFIX + one)
-        elif not is_in_trash(pool, one):
-            raise BackendUnavailable(f"image {spec} was to be cleared away as a remnant, but there is an image; retry")
-    if listed_id:
-        _forget_name(pool, name, listed_id)
-    _remove_object(pool, _ID_OBJECT_PREFIX + name)
-
-
-def _id_in_directory(pool: Pool, name: str) -> str:
-    key = _NAME_KEY_PREFIX + name
-    with translated(f"looking for image {pool.spec(name)} in the directory"), rados.ReadOpCtx() as operation:
-        values, _ = pool.ioctx.get_omap_vals_by_keys(operation, (key,))
-        try:
-            pool.ioctx.operate_read_op(operation, _DIRECTORY)
-        except rados.ObjectNotFound:
-            return ""
-        return next((_unpacked(value or b"") for _, value in values), "")
-
-
-def _forget_name(pool: Pool, name: str, image_id: str) -> None:
-    # The class compares both directions of the entry itself, so that no newer one is removed.
-    entry = _packed(name) + _packed(image_id)
-    try:
-        with translated(f"removing image {pool.spec(name)} from the directory"):
-            pool.ioctx.execute(_DIRECTORY, "rbd", "dir_remove_image", entry)
-    except ObjectNotFound:
-        return
-
-
-def trash_move(pool: Pool, name: str) -> None:
-    """Put an image into the trash, to be removed at any time; raises ImageNotFound, ImageBusy. 19 operations."""
-    _call(pool, name, "moving to the trash image", lambda: rbd.RBD().trash_move(pool.ioctx, name, 0))
-
-
-def is_in_trash(pool: Pool, image_id: str) -> bool:
-    """Whether the trash of the pool has an image of that id. 1 operation."""
-    try:
-        _call(pool, image_id, "looking in the trash for image", lambda: rbd.RBD().trash_get(pool.ioctx, image_id))
-    except ImageNotFound:
-        return False
-    return True
-
-
-def find_in_trash(pool: Pool, name: str) -> list[str]:
-    """Return the ids of the images in the trash that had this name; reads it all, so only where no id is known."""
-    entries = _call(pool, name, "looking through the trash for image", lambda: list(rbd.RBD().trash_list(pool.ioctx)))
-    return [str(entry["id"]) for entry in entries if entry["name"] == name]
-
-
-def remove_from_trash(pool: Pool, image_id: str) -> None:
-    """Remove an image from the trash here and now, object by object; fine when it is gone."""
-    try:
-        _call(
-            pool,
-            image_id,
-            "removing from the trash image",
-            lambda: rbd.RBD().trash_remove(pool.ioctx, image_id, force=True),
-        )
-    except ImageNotFound:
-        return
-
-
-def _call(pool: Pool, name: str, action: str, function: Callable[[], T]) -> T:
-    spec = pool.spec(name)
-    with translated(f"{action} {spec}"):
-        return pool.image_threads.call(f"{action} {spec}", function, timeout=pool.call_seconds, target=spec)
-
-
-def _packed(text: str) -> bytes:
-    content = text.encode()
-    return _LENGTH.pack(len(content)) + content
-
-
-def _unpacked(content: bytes) -> str:
-    if len(content) < _LENGTH.size:
-        return ""
-    (length,) = _LENGTH.unpack_from(content)
-    return content[_LENGTH.size : _LENGTH.size + length].decode(errors="replace")
-
-
-def _has_object(pool: Pool, object_name: str, spec: str) -> bool:
-    try:
-        with translated(f"looking for image {spec}"):
-            pool.ioctx.stat(object_name)
-    except ObjectNotFound:
-        return False
-    return True
-
-
-def _remove_object(pool: Pool, object_name: str) -> None:
-    try:
-        with translated(f"removing object {pool.name}/{object_name}"):
-            pool.ioctx.remove_object(object_name)
-    except ObjectNotFound:
-        return
+def _snapshot_id(entry: Mapping[str, Any]) -> int:
+    return int(entry["id"])

@@ -75,8 +75,9 @@ def remove_key_if(pool: Pool, name: str, key: str, value: str) -> None:
 
 def remove_object(pool: Pool, name: str) -> None:
     """Remove an object; fine when it is gone."""
+    step = f"removing object {pool.name}/{name}"
     try:
-        with translated(f"removing object {pool.name}/{name}"):
+        with pool.writes.step(step), translated(step):
             pool.ioctx.remove_object(name)
     except ObjectNotFound:
         return
@@ -90,9 +91,11 @@ def _reading(step: str, target: str) -> Iterator[Any]:
 
 @contextmanager
 def _writing(pool: Pool, name: str, step: str) -> Iterator[Any]:
-    with translated(f"{step} {pool.name}/{name}"), rados.WriteOpCtx() as operation:
+    what = f"{step} {pool.name}/{name}"
+    with translated(what), rados.WriteOpCtx() as operation:
         yield operation
-        pool.ioctx.operate_write_op(operation, name)
+        with pool.writes.step(what):
+            pool.ioctx.operate_write_op(operation, name)
 
 
 def _compare(operation: Any, key: str, value: str) -> None:
