@@ -213,14 +213,15 @@ def test_metadata_names_the_claim_and_the_cluster_when_asked_to(
             "OUT_OF_RANGE",
             "limit_bytes",
         ),
+        ({"volume_content_source": csi_pb2.VolumeContentSource()}, "INVALID_ARGUMENT", "volume_content_source.type"),
         (
             {
                 "volume_content_source": csi_pb2.VolumeContentSource(
                     volume=csi_pb2.VolumeContentSource.VolumeSource(volume_id="x")
                 )
             },
-            "INVALID_ARGUMENT",
-            "volume_content_source",
+            "NOT_FOUND",
+            "volume_content_source.volume.volume_id",
         ),
         ({"mutable_parameters": {"iops": "1"}}, "INVALID_ARGUMENT", "mutable_parameters"),
     ],

@@ -57,3 +57,16 @@ def test_delete_asks_the_manager_once(connected: RbdRig) -> None:
     before = connected.pool.manager_commands()
     connected.delete(volume.volume_id)
     assert connected.pool.manager_commands() - before == 1
+
+
+def test_what_is_made_from_a_volume_or_a_snapshot_costs_a_third_of_ceph_csi(connected: RbdRig) -> None:
+    volume = connected.create("pvc-1")
+    with connected.counter.counting() as snapshotting:
+        snapshot = connected.snapshot(volume.volume_id, "snap-1")
+    with connected.counter.counting() as restoring:
+        connected.restore(snapshot.snapshot_id, "pvc-2")
+    with connected.counter.counting() as cloning:
+        connected.clone(volume.volume_id, "pvc-3")
+    assert snapshotting.operations <= 220
+    assert restoring.operations <= 160
+    assert cloning.operations <= 180

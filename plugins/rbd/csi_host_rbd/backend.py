@@ -41,6 +41,10 @@ class Backend:
         self._guard = Lock()
         self._doubts: dict[tuple[str, int, str, Kind], Doubts] = {}
 
+    def config(self, cluster_id: str) -> ClusterConfig:
+        """Return what the configuration says of a cluster; raises ClusterNotConfigured."""
+        return self._clusters.find(cluster_id)
+
     @contextmanager
     def open(self, cluster_id: str, credentials: Credentials) -> Iterator[Cluster]:
         """Yield a cluster; raises ClusterNotConfigured, and what connecting fails with."""

@@ -12,9 +12,11 @@ from csi_host.errors import InvalidArgument
 from csi_host.proto import csi_pb2
 from csi_host.services.controller import ControllerServer
 from csi_host.services.messages import access_of, capacity_range_of
-from csi_host_rbd.credentials import Credentials
+from csi_host_rbd.contents import SnapshotSource, Source, VolumeSource
 from csi_host_rbd.parameters import VolumeParameters, parse_parameters
 from csi_host_rbd.sizes import image_size
+from csi_host_rbd.snapshot_parameters import parse_snapshot_parameters
+from csi_host_rbd.snapshots import Snapshot, Snapshots, WantedSnapshot
 from csi_host_rbd.uses import check_use
 from csi_host_rbd.volumes import Volume, Volumes, WantedVolume
 
@@ -22,33 +24,37 @@ from csi_host_rbd.volumes import Volume, Volumes, WantedVolume
 class RbdControllerServer(ControllerServer):
     """Volumes on RBD images."""
 
-    features: ClassVar[frozenset[str]] = frozenset({"SINGLE_NODE_MULTI_WRITER"})
+    features: ClassVar[frozenset[str]] = frozenset({"CLONE_VOLUME", "SINGLE_NODE_MULTI_WRITER"})
 
-    def __init__(self, context: HostContext, *, volumes: Volumes) -> None:
+    def __init__(self, context: HostContext, *, volumes: Volumes, snapshots: Snapshots) -> None:
         super().__init__(context)
         self._volumes = volumes
+        self._snapshots = snapshots
 
     def CreateVolume(
         self,
         request: csi_pb2.CreateVolumeRequest,
         context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
     ) -> csi_pb2.CreateVolumeResponse:
-        """Make a volume from nothing, or return the one of that name (contract of ceph-csi, CSI spec CreateVolume)."""
+        """Make a volume from nothing, a snapshot or a volume, or return the one of that name."""
         parameters = parse_parameters(request.parameters)
-        _refuse_source(request)
+        source = _source_of(request)
         _check_uses([access_of(capability) for capability in request.volume_capabilities])
         if request.mutable_parameters:
             names = ", ".join(sorted(request.mutable_parameters))
             raise InvalidArgument(f"mutable_parameters: none can be changed by this driver, got {names}")
-        credentials = Credentials.from_secrets(request.secrets)
         capacity = capacity_range_of(request)
         wanted = WantedVolume(
             name=request.name,
             size_bytes=image_size(capacity),
             capacity=capacity or CapacityRange(),
             parameters=parameters,
+            source=source,
         )
-        return csi_pb2.CreateVolumeResponse(volume=_message(self._volumes.create(wanted, credentials), parameters))
+        volume = _message(self._volumes.create(wanted, request.secrets), parameters)
+        if source is not None:
+            volume.content_source.CopyFrom(request.volume_content_source)
+        return csi_pb2.CreateVolumeResponse(volume=volume)
 
     def DeleteVolume(
         self,
@@ -94,16 +100,56 @@ class RbdControllerServer(ControllerServer):
         volume = self._volumes.expand(request.volume_id, capacity, request.secrets)
         return csi_pb2.ControllerExpandVolumeResponse(capacity_bytes=volume.size_bytes, node_expansion_required=True)
 
+    def CreateSnapshot(
+        self,
+        request: csi_pb2.CreateSnapshotRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
+    ) -> csi_pb2.CreateSnapshotResponse:
+        """Take a snapshot of a volume, or return the one of that name."""
+        wanted = WantedSnapshot(
+            name=request.name,
+            volume_id=request.source_volume_id,
+            parameters=parse_snapshot_parameters(request.parameters),
+        )
+        snapshot = self._snapshots.create(wanted, request.secrets)
+        return csi_pb2.CreateSnapshotResponse(snapshot=_snapshot_message(snapshot))
 
-def _refuse_source(request: csi_pb2.CreateVolumeRequest) -> None:
+    def DeleteSnapshot(
+        self,
+        request: csi_pb2.DeleteSnapshotRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
+    ) -> csi_pb2.DeleteSnapshotResponse:
+        """Delete a snapshot; OK when there is none, and for a handle that no snapshot of ours can have."""
+        self._snapshots.delete(request.snapshot_id, request.secrets)
+        return csi_pb2.DeleteSnapshotResponse()
+
+
+def _snapshot_message(snapshot: Snapshot) -> csi_pb2.Snapshot:
+    message = csi_pb2.Snapshot(
+        snapshot_id=str(snapshot.snapshot_id),
+        source_volume_id=snapshot.volume_id,
+        size_bytes=snapshot.size_bytes,
+        ready_to_use=snapshot.is_ready,
+    )
+    message.creation_time.FromDatetime(snapshot.created_at)
+    return message
+
+
+def _source_of(request: csi_pb2.CreateVolumeRequest) -> Source:
+    match request.volume_content_source.WhichOneof("type"):
+        case "snapshot":
+            return SnapshotSource(snapshot_id=request.volume_content_source.snapshot.snapshot_id)
+        case "volume":
+            return VolumeSource(volume_id=request.volume_content_source.volume.volume_id)
     if request.HasField("volume_content_source"):
-        raise InvalidArgument("volume_content_source: volumes are made from nothing only; leave it out")
+        raise InvalidArgument("volume_content_source.type: expected a snapshot or a volume")
     for index, capability in enumerate(request.volume_capabilities):
         if access_of(capability).mode.is_reader_only:
             raise InvalidArgument(
                 f"volume_capabilities[{index}].access_mode: a volume that nobody may write needs a "
                 "volume_content_source to have something to read"
             )
+    return None
 
 
 def _check_uses(uses: Sequence[VolumeAccess]) -> None:

@@ -1,40 +1,43 @@
 """The rbd driver, put together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from csi_host.driver import Driver, HostContext
 from csi_host_rbd.attach.qemu import QemuAttacher
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.backend import Backend
 from csi_host_rbd.ceph.cluster import Connections, Timeouts
+from csi_host_rbd.ceph.writes import WriteObserver, Writes
+from csi_host_rbd.chains import Chains
 from csi_host_rbd.clusters import Clusters
+from csi_host_rbd.contents import Contents
 from csi_host_rbd.controller import RbdControllerServer
+from csi_host_rbd.image_metadata import NamesOnImages
+from csi_host_rbd.making import VolumeMaker
 from csi_host_rbd.node import RbdNodeServer
 from csi_host_rbd.options import RbdOptions
+from csi_host_rbd.places import Places
+from csi_host_rbd.removal import Removal
+from csi_host_rbd.snapshots import Snapshots
 from csi_host_rbd.volumes import Volumes
 
 
-def create_driver(context: HostContext, *, ceph_settings: Mapping[str, str] | None = None) -> Driver:
+def create_driver(
+    context: HostContext, *, ceph_settings: Mapping[str, str] | None = None, observers: Sequence[WriteObserver] = ()
+) -> Driver:
     """Build the driver that the host's settings ask for; no cluster is contacted before a call names one.
 
-    ``ceph_settings`` are librados options that win over all others.
+    ``ceph_settings`` are librados options that win over all others; ``observers`` hear of every durable step.
     """
     options = RbdOptions.of(context)
     connections = Connections(
         timeouts=Timeouts(connect=options.connect_timeout, operation=options.operation_timeout),
         ceph_conf=options.ceph_conf,
         settings=ceph_settings,
+        writes=Writes(*observers),
     )
     backend = Backend(
         clusters=Clusters(options.clusters_file), connections=connections, instance_id=context.instance_id
-    )
-    volumes = Volumes(
-        backend=backend,
-        volume_locks=context.volume_locks,
-        operation_locks=context.operation_locks,
-        manager_timeout=options.manager_timeout,
-        sets_metadata=context.set_metadata,
-        cluster_name=context.cluster_name,
     )
     qemu = QemuAttacher(
         run=context.run,
@@ -43,7 +46,32 @@ def create_driver(context: HostContext, *, ceph_settings: Mapping[str, str] | No
         connect_timeout=options.connect_timeout,
     )
     return Driver(
-        controller=RbdControllerServer(context, volumes=volumes),
+        controller=_controller(context, options, backend),
         node=RbdNodeServer(context, backend=backend, attachers=Attachers([qemu], default=options.mounter)),
         close=connections.close,
     )
+
+
+def _controller(context: HostContext, options: RbdOptions, backend: Backend) -> RbdControllerServer:
+    places = Places(backend)
+    removal = Removal(manager_timeout=options.manager_timeout)
+    chains = Chains(options.limits, manager_timeout=options.manager_timeout)
+    contents = Contents(places=places, chains=chains, operation_locks=context.operation_locks)
+    names = NamesOnImages(are_written=context.set_metadata, cluster_name=context.cluster_name)
+    volumes = Volumes(
+        places=places,
+        maker=VolumeMaker(contents=contents, removal=removal, names=names),
+        removal=removal,
+        volume_locks=context.volume_locks,
+        operation_locks=context.operation_locks,
+    )
+    snapshots = Snapshots(
+        places=places,
+        contents=contents,
+        chains=chains,
+        removal=removal,
+        names=names,
+        snapshot_locks=context.snapshot_locks,
+        operation_locks=context.operation_locks,
+    )
+    return RbdControllerServer(context, volumes=volumes, snapshots=snapshots)

@@ -1,14 +1,29 @@
 """The rbd driver's facts, each as the CSI outcome it means."""
 
-from csi_host.errors import AlreadyExists, FailedPrecondition, NotFound
+from csi_host.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 
 
 class VolumeNotFound(NotFound):
     """No volume has this handle."""
 
 
+class SnapshotNotFound(NotFound):
+    """No snapshot has this handle."""
+
+
 class VolumeInUse(FailedPrecondition):
     """Somebody has the image open; the message says who."""
+
+
+class VolumeHasSnapshots(FailedPrecondition):
+    """The image has snapshots that somebody took by hand."""
 
 
 class VolumeIsSecondary(FailedPrecondition):
@@ -21,3 +36,23 @@ class VolumeDiffers(AlreadyExists):
 
 class ClusterNotServed(FailedPrecondition):
     """A handle names a cluster that the configuration does not have."""
+
+
+class SnapshotInUse(FailedPrecondition):
+    """Somebody has the image of a snapshot open; the message says who."""
+
+
+class SnapshotDiffers(AlreadyExists):
+    """The name belongs to a snapshot of another volume."""
+
+
+class SourceUnfit(InvalidArgument):
+    """A volume cannot be made from this source."""
+
+
+class FlattenPending(Aborted):
+    """The chain of clones is too long; it is being cut, and the next call may go on."""
+
+
+class TooManySnapshots(ResourceExhausted):
+    """An image has as many snapshots as it may have; room is being made."""

@@ -6,7 +6,10 @@ from typing import Self
 
 from csi_host.driver import DriverOption, HostContext
 from csi_host.durations import parse_duration
+from csi_host_rbd.limits import Limits
 
+_MAX_DEPTH = 14
+_MAX_SNAPSHOTS = 500
 MOUNTERS = ("rbd", "rbd-nbd", "qemu")
 
 
@@ -14,6 +17,20 @@ def _parse_mounter(text: str) -> str:
     if text not in MOUNTERS:
         raise ValueError(f"expected one of {', '.join(MOUNTERS)}, got {text!r}")
     return text
+
+
+def _parse_depth(text: str) -> int:
+    return _parse_number(text, _MAX_DEPTH)
+
+
+def _parse_snapshots(text: str) -> int:
+    return _parse_number(text, _MAX_SNAPSHOTS)
+
+
+def _parse_number(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= most):
+        raise ValueError(f"expected a whole number from 1 to {most}, got {text!r}")
+    return int(text)
 
 
 OPTIONS = (
@@ -66,6 +83,34 @@ OPTIONS = (
         parse=parse_duration,
         metavar="DURATION",
     ),
+    DriverOption(
+        name="rbdhardmaxclonedepth",
+        help="How many images a clone may hang on, one after the other, before nothing is made of it until it is flat.",
+        default=8,
+        parse=_parse_depth,
+        metavar="NUMBER",
+    ),
+    DriverOption(
+        name="rbdsoftmaxclonedepth",
+        help="From which depth on a chain of clones is flattened beside other work.",
+        default=4,
+        parse=_parse_depth,
+        metavar="NUMBER",
+    ),
+    DriverOption(
+        name="maxsnapshotsonimage",
+        help="How many snapshots an image may have before no more are taken until its clones are flattened.",
+        default=450,
+        parse=_parse_snapshots,
+        metavar="NUMBER",
+    ),
+    DriverOption(
+        name="minsnapshotsonimage",
+        help="From how many snapshots of an image on its clones are flattened beside other work.",
+        default=250,
+        parse=_parse_snapshots,
+        metavar="NUMBER",
+    ),
 )
 
 
@@ -80,6 +125,7 @@ class RbdOptions:
     connect_timeout: float
     operation_timeout: float
     manager_timeout: float
+    limits: Limits
 
     @classmethod
     def of(cls, context: HostContext) -> Self:
@@ -93,4 +139,10 @@ class RbdOptions:
             connect_timeout=options["cephconnecttimeout"],
             operation_timeout=options["cephoptimeout"],
             manager_timeout=options["cephmgrtimeout"],
+            limits=Limits(
+                hard_depth=options["rbdhardmaxclonedepth"],
+                soft_depth=options["rbdsoftmaxclonedepth"],
+                max_snapshots=options["maxsnapshotsonimage"],
+                min_snapshots=options["minsnapshotsonimage"],
+            ),
         )

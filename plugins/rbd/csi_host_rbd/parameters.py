@@ -20,6 +20,11 @@ METADATA_PARAMETERS = (
     RESERVED_PREFIX + "pvc/namespace",
     RESERVED_PREFIX + "pv/name",
 )
+SNAPSHOT_METADATA_PARAMETERS = (
+    RESERVED_PREFIX + "volumesnapshot/name",
+    RESERVED_PREFIX + "volumesnapshot/namespace",
+    RESERVED_PREFIX + "volumesnapshotcontent/name",
+)
 DEFAULT_NAME_PREFIX = "csi-vol-"
 
 _KNOWN = frozenset(
@@ -84,7 +89,7 @@ def parse_parameters(parameters: Mapping[str, str]) -> VolumeParameters:
     _warn_of_unknown(parameters)
     cluster_id = _required(parameters, "clusterID")
     pool = _required(parameters, "pool")
-    for name in ("dataPool", "radosNamespace", "volumeNamePrefix", "imageFeatures"):
+    for name in ("dataPool", "radosNamespace", "imageFeatures"):
         if parameters.get(name) == "":
             raise InvalidArgument(f"parameters[{name}]: expected a value, got an empty one; leave it out instead")
     mounter = parameters.get("mounter", "")
@@ -95,7 +100,7 @@ def parse_parameters(parameters: Mapping[str, str]) -> VolumeParameters:
         cluster_id=cluster_id,
         pool=pool,
         data_pool=parameters.get("dataPool", ""),
-        name_prefix=_name_prefix(parameters),
+        name_prefix=parse_name_prefix(parameters, "volumeNamePrefix", DEFAULT_NAME_PREFIX),
         features=None if features is None else parse_features(features, mounter),
         striping=_parse_striping(parameters),
         owner=parameters.get(OWNER_PARAMETER, ""),
@@ -111,13 +116,16 @@ def _required(parameters: Mapping[str, str], name: str) -> str:
     return value
 
 
-def _name_prefix(parameters: Mapping[str, str]) -> str:
-    prefix = parameters.get("volumeNamePrefix", DEFAULT_NAME_PREFIX)
+def parse_name_prefix(parameters: Mapping[str, str], name: str, default: str) -> str:
+    """Return what images are called before their uuid; raises InvalidArgument naming the parameter."""
+    prefix = parameters.get(name, default)
+    if not prefix:
+        raise InvalidArgument(f"parameters[{name}]: expected a value, got an empty one; leave it out instead")
     if len(prefix.encode()) > _MAX_PREFIX_BYTES:
         # An object's name has 2048 bytes at the most, and what librbd calls an image's is longer than the image's own.
-        raise InvalidArgument(f"parameters[volumeNamePrefix]: expected at most {_MAX_PREFIX_BYTES} bytes, got more")
+        raise InvalidArgument(f"parameters[{name}]: expected at most {_MAX_PREFIX_BYTES} bytes, got more")
     if "/" in prefix or "@" in prefix:
-        raise InvalidArgument(f"parameters[volumeNamePrefix]: an image name cannot have '/' or '@', got {prefix!r}")
+        raise InvalidArgument(f"parameters[{name}]: an image name cannot have '/' or '@', got {prefix!r}")
     return prefix
 
 

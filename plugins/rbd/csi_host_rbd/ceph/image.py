@@ -63,12 +63,15 @@ class Mirroring:
 
 
 class Image:
-    """An open image. Sizes are in bytes; what librbd keeps in memory of an open image costs no operation."""
+    """An open image. Sizes are in bytes; what librbd keeps in memory of an open image costs no operation.
+
+    ``spec`` is its name as ``rbd`` writes it, ``pool[/namespace]/image``.
+    """
 
     def __init__(self, handle: Any, pool: Pool, spec: str, *, read_only: bool, helper: Helper) -> None:
         self._handle = handle
         self._pool = pool
-        self._spec = spec
+        self.spec = spec
         self._read_only = read_only
         self._helper = helper
 
@@ -138,7 +141,7 @@ class Image:
             return list(self._handle.metadata_list())
         except AttributeError as error:
             # What the binding (16.2) raises for every failure here, on the way to naming the image in its message.
-            raise BackendUnavailable(f"reading the metadata of image {self._spec}: Ceph did not answer") from error
+            raise BackendUnavailable(f"reading the metadata of image {self.spec}: Ceph did not answer") from error
 
     def set_metadata(self, name: str, value: str) -> None:
         """Write one key of the metadata. 3 operations."""
@@ -190,20 +193,20 @@ class Image:
         return extents
 
     def _do(self, action: str, function: Callable[[], T]) -> T:
-        step = f"{action} {self._spec}"
+        step = f"{action} {self.spec}"
         with translated(step):
             return self._helper.call(step, function, timeout=self._pool.call_seconds)
 
     def _change(self, action: str, function: Callable[[], None]) -> None:
         try:
-            with self._pool.writes.step(f"{action} {self._spec}"):
+            with self._pool.writes.step(f"{action} {self.spec}"):
                 self._do(action, function)
         except ImageReadOnly as error:
             if self._read_only:
                 raise
             # librbd says so too when it got no answer, or no exclusive lock: then it may work later.
             raise BackendUnavailable(
-                f"{action} {self._spec}: it could not be locked for writing (Ceph does not answer, another "
+                f"{action} {self.spec}: it could not be locked for writing (Ceph does not answer, another "
                 "client holds it, or it is a mirror's secondary)"
             ) from error
 

@@ -11,6 +11,7 @@ _HEADER_PREFIX = "rbd_header."
 _OBJECT_MAP_PREFIX = "rbd_object_map."
 _DIRECTORY = "rbd_directory"
 _NAME_KEY_PREFIX = "name_"
+_ID_KEY_PREFIX = "id_"
 _ID_BYTES_LIMIT = 4096
 
 
@@ -36,6 +37,11 @@ def image_exists(pool: Pool, name: str) -> bool:
     return _has_object(pool, _ID_OBJECT_PREFIX + name, pool.spec(name))
 
 
+def name_of(pool: Pool, image_id: str) -> str:
+    """Return the name of the image with an id, "" when none has it or it is in the trash. 1 operation."""
+    return _directory_value(pool, _ID_KEY_PREFIX + image_id)
+
+
 def remove_remnants(pool: Pool, name: str) -> None:
     """Remove what a cut-off creation or removal left of an image, so that its name is free. 2 operations for nothing.
 
@@ -48,7 +54,7 @@ def remove_remnants(pool: Pool, name: str) -> None:
         image_id = read_image_id(pool, name)
     except ImageNotFound:
         image_id = ""
-    listed_id = _id_in_directory(pool, name)
+    listed_id = _directory_value(pool, _NAME_KEY_PREFIX + name)
     for one in {image_id, listed_id} - {""}:
         if not _has_object(pool, _HEADER_PREFIX + one, spec):
             _remove_object(pool, _OBJECT_MAP_PREFIX + one)
@@ -59,9 +65,8 @@ def remove_remnants(pool: Pool, name: str) -> None:
     _remove_object(pool, _ID_OBJECT_PREFIX + name)
 
 
-def _id_in_directory(pool: Pool, name: str) -> str:
-    key = _NAME_KEY_PREFIX + name
-    with translated(f"looking for image {pool.spec(name)} in the directory"), rados.ReadOpCtx() as operation:
+def _directory_value(pool: Pool, key: str) -> str:
+    with translated(f"looking for {key} in {pool.name}/{_DIRECTORY}"), rados.ReadOpCtx() as operation:
         values, _ = pool.ioctx.get_omap_vals_by_keys(operation, (key,))
         try:
             pool.ioctx.operate_read_op(operation, _DIRECTORY)

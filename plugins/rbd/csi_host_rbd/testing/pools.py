@@ -88,6 +88,11 @@ class PoolView:
         information: dict[str, Any] = json.loads(self._rbd("info", name, "--format", "json"))
         return information
 
+    def snapshots(self, image: str) -> dict[str, str]:
+        """Return an image's snapshots and their namespaces; one in the trash by the name that it had."""
+        found: list[dict[str, Any]] = json.loads(self._rbd("snap", "ls", "--all", image, "--format", "json"))
+        return {str(one["namespace"].get("original_name", one["name"])): str(one["namespace"]["type"]) for one in found}
+
     def metadata(self, image: str) -> dict[str, str]:
         """Return an image's metadata."""
         metadata: dict[str, str] = json.loads(self._rbd("image-meta", "list", image, "--format", "json") or "{}")

@@ -76,6 +76,27 @@ class RbdRig:
         request = csi_pb2.ControllerExpandVolumeRequest(volume_id=volume_id, **(fields | changes))
         return self.served.controller.ControllerExpandVolume(request, timeout=SECONDS)
 
+    def snapshot(self, volume_id: str, name: str, **changes: Any) -> csi_pb2.Snapshot:
+        """Call CreateSnapshot."""
+        fields: dict[str, Any] = {"secrets": self.secrets}
+        request = csi_pb2.CreateSnapshotRequest(source_volume_id=volume_id, name=name, **(fields | changes))
+        return self.served.controller.CreateSnapshot(request, timeout=SECONDS).snapshot
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """Call DeleteSnapshot."""
+        request = csi_pb2.DeleteSnapshotRequest(snapshot_id=snapshot_id, secrets=self.secrets)
+        self.served.controller.DeleteSnapshot(request, timeout=SECONDS)
+
+    def restore(self, snapshot_id: str, name: str, **changes: Any) -> csi_pb2.Volume:
+        """Call CreateVolume from a snapshot."""
+        snapshot = csi_pb2.VolumeContentSource.SnapshotSource(snapshot_id=snapshot_id)
+        return self.create(name, volume_content_source=csi_pb2.VolumeContentSource(snapshot=snapshot), **changes)
+
+    def clone(self, volume_id: str, name: str, **changes: Any) -> csi_pb2.Volume:
+        """Call CreateVolume from a volume."""
+        volume = csi_pb2.VolumeContentSource.VolumeSource(volume_id=volume_id)
+        return self.create(name, volume_content_source=csi_pb2.VolumeContentSource(volume=volume), **changes)
+
 
 def write_clusters_file(pool: PoolView, directory: Path) -> Path:
     """Write the ``config.json`` that makes the pool's RADOS namespace the driver's."""

@@ -1,0 +1,266 @@
+"""What a new image is filled with: nothing, a snapshot, or another volume.
+
+A volume is cloned from a snapshot that is taken for it, named like the new image and removed at once; librbd then
+keeps it out of sight for as long as the clone needs it. ceph-csi puts an image in between (``-temp``), so that it can
+be filled instead of the volume when the chain gets long; that costs a second snapshot, about a second of the monitors'
+time, and a level of depth, and what both leave can be read, cloned and deleted by either.
+
+A crash between two steps leaves the snapshot, or the clone as well. librbd makes a clone in three steps itself: one
+that is not attached to its parent is never taken for whole (ceph/parents.py).
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+from csi_host.locks import Operation, OperationLocks
+from csi_host_rbd.ceph import parents
+from csi_host_rbd.ceph.cluster import Pool
+from csi_host_rbd.ceph.create import ImageOptions, SnapshotSpec, clone_image, create_image
+from csi_host_rbd.ceph.failures import ImageNotFound
+from csi_host_rbd.ceph.image import Image, SnapshotNamespace, open_image
+from csi_host_rbd.chains import Chains
+from csi_host_rbd.errors import SnapshotNotFound, SourceUnfit, VolumeNotFound
+from csi_host_rbd.features import Feature
+from csi_host_rbd.journal import Reservation
+from csi_host_rbd.places import Place, Places, lock_key
+
+_SNAPSHOT_FIELD = "volume_content_source.snapshot.snapshot_id"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotSource:
+    """A volume is to be made from the snapshot of this handle."""
+
+    snapshot_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeSource:
+    """A volume is to be made from the volume of this handle."""
+
+    volume_id: str
+
+
+Source = SnapshotSource | VolumeSource | None
+
+
+class Content(Protocol):
+    """What one new image is filled with."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How big the image is at least."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What a clone inherits."""
+        ...
+
+    def check(self) -> None:
+        """Raise FlattenPending or TooManySnapshots when nothing can be made of it now."""
+        ...
+
+    def make(self, pool: Pool, name: str, size_bytes: int, options: ImageOptions) -> int:
+        """Make the image and return its size; raises ImageExists, NamespaceNotFound, PoolNotFound, ArgumentRefused."""
+        ...
+
+    def settle(self, pool: Pool, name: str) -> None:
+        """See to the chain of clones, when the image is whole."""
+        ...
+
+    def withdraw(self, name: str) -> None:
+        """Take back what was put on the source: the image is whole, or is not made after all."""
+        ...
+
+
+class Blank:
+    """Nothing: the image reads as zeros."""
+
+    size_bytes = 0
+    metadata: Mapping[str, str] = MappingProxyType({})
+
+    def check(self) -> None:
+        """There is nothing in the way."""
+
+    def make(self, pool: Pool, name: str, size_bytes: int, options: ImageOptions) -> int:
+        """Make an empty image. 7 operations."""
+        create_image(pool, name, size_bytes, options)
+        return size_bytes
+
+    def settle(self, pool: Pool, name: str) -> None:
+        """There is nothing to do."""
+
+    def withdraw(self, name: str) -> None:
+        """There is nothing to take back."""
+
+
+class OfSnapshot:
+    """A snapshot, which is an image with a snapshot of the same name on it."""
+
+    def __init__(self, place: Place, source: Reservation, image: Image, chains: Chains) -> None:
+        self._place = place
+        self._source = source
+        self._chains = chains
+        self._depth = chains.depth(place, source.pool, image.image_id)
+        self.size_bytes = image.size_bytes
+        self.metadata = image.metadata()
+
+    def check(self) -> None:
+        """Raise FlattenPending when the chain is too long."""
+        self._chains.check_depth(self._place, self._source.pool, self._source.image_name, self._depth)
+
+    def make(self, pool: Pool, name: str, size_bytes: int, options: ImageOptions) -> int:  # noqa: ARG002
+        """Clone it. 49 operations."""
+        source = self._source
+        clone_image(
+            SnapshotSpec(pool=source.pool, image=source.image_name, snapshot=source.image_name), pool, name, options
+        )
+        return self.size_bytes
+
+    def settle(self, pool: Pool, name: str) -> None:  # noqa: ARG002
+        """Have the snapshot's image filled when the chain is getting long: nobody writes to it."""
+        if self._chains.is_getting_long(self._depth + 1):
+            self._chains.shorten(self._place, self._source.pool, self._source.image_name, self._depth)
+
+    def withdraw(self, name: str) -> None:
+        """There is nothing to take back: the snapshot is not touched."""
+
+
+class OfVolume:
+    """What a volume holds now; ``image`` is the volume's, open for writing, ``source`` its reservation."""
+
+    def __init__(self, place: Place, source: Reservation, image: Image, chains: Chains) -> None:
+        self.place = place
+        self.source = source
+        self._image = image
+        self._chains = chains
+        self._depth = chains.depth(place, source.pool, image.image_id)
+        self.size_bytes = image.size_bytes
+        self.metadata = image.metadata()
+
+    def check(self) -> None:
+        """Raise FlattenPending when the chain is too long, TooManySnapshots when the volume has too many."""
+        self._chains.check_depth(self.place, self.source.pool, self.source.image_name, self._depth)
+        self.check_room()
+
+    def check_room(self) -> None:
+        """Raise TooManySnapshots when the volume can have no more."""
+        self._chains.make_room(self.place, self.source.pool, self._image)
+
+    def make(self, pool: Pool, name: str, size_bytes: int, options: ImageOptions) -> int:  # noqa: ARG002
+        """Take a snapshot and clone it. 60 operations and one round of the monitors."""
+        source = self.source
+        self._take_snapshot(name)
+        clone_image(SnapshotSpec(pool=source.pool, image=source.image_name, snapshot=name), pool, name, options)
+        return self._image.size_bytes
+
+    def settle(self, pool: Pool, name: str) -> None:
+        """Have the chain cut when it is getting long."""
+        if self._chains.is_getting_long(self._depth + 1):
+            hidden = self._chains.hidden_parent(self.place, self.source.pool, self._image.image_id)
+            self._chains.shorten(self.place, *(hidden or (pool, name)), self._depth + 1)
+
+    def withdraw(self, name: str) -> None:
+        """Remove the snapshot; a clone that hangs on it keeps it out of sight."""
+        if any(one.name == name and one.namespace is SnapshotNamespace.USER for one in self._image.snapshots()):
+            self._image.remove_snapshot(name)
+
+    def _take_snapshot(self, name: str) -> None:
+        # What a call that was cut off left; the clone is to hold what the volume holds now.
+        self.withdraw(name)
+        self._image.create_snapshot(name)
+
+
+class Contents:
+    """Finds what a source names."""
+
+    def __init__(self, *, places: Places, chains: Chains, operation_locks: OperationLocks) -> None:
+        self._places = places
+        self._chains = chains
+        self._operations = operation_locks
+
+    @contextmanager
+    def opened(self, source: Source, place: Place, secrets: Mapping[str, str]) -> Iterator[Content]:
+        """Yield the content, its source open and kept from being deleted (a volume: from growing) for as long.
+
+        ``place`` is where the new volume goes. Raises SnapshotNotFound, VolumeNotFound, SourceUnfit.
+        """
+        match source:
+            case None:
+                yield Blank()
+            case SnapshotSource(snapshot_id=handle):
+                with self._of_snapshot(handle, place, secrets) as content:
+                    yield content
+            case VolumeSource(volume_id=handle):
+                with self.of_volume(handle, place, secrets, Operation.CLONE) as content:
+                    yield content
+
+    @contextmanager
+    def _of_snapshot(self, handle: str, target: Place, secrets: Mapping[str, str]) -> Iterator[Content]:
+        with (
+            self._operations.hold(Operation.RESTORE, lock_key(handle)),
+            self._places.snapshot(handle, secrets, field=_SNAPSHOT_FIELD) as (place, source),
+        ):
+            _check_cluster(place, target, f"snapshot {handle}")
+            try:
+                with open_image(source.pool, name=source.image_name, read_only=True) as image:
+                    content = OfSnapshot(place, source, image, self._chains)
+            except ImageNotFound as reason:
+                raise SnapshotNotFound(f"{_SNAPSHOT_FIELD}: {handle}: {reason}") from reason
+            yield content
+
+    @contextmanager
+    def of_volume(
+        self, handle: str, target: Place | None, secrets: Mapping[str, str], operation: Operation
+    ) -> Iterator["OfVolume"]:
+        """Yield what a volume holds, for a clone of it (in ``target``) or for a snapshot (None)."""
+        field = "source_volume_id" if target is None else "volume_content_source.volume.volume_id"
+        with (
+            self._operations.hold(operation, lock_key(handle)),
+            self._places.volume(handle, secrets, field=field) as (place, source),
+        ):
+            if target is not None:
+                _check_cluster(place, target, f"volume {handle}")
+            with _opened(source, f"{field}: {handle}") as image:
+                if not image.features & Feature.LAYERING:
+                    raise SourceUnfit(
+                        f"image {image.spec} lacks the feature layering, without which no snapshot can be cloned"
+                    )
+                yield OfVolume(place, source, image, self._chains)
+
+
+def drop_source_snapshot(place: Place, pool: Pool, image_id: str, name: str) -> None:
+    """Remove the snapshot that was taken for the clone ``name``, if it is still there. 1 operation for no clone."""
+    parent = parents.parent_of(pool, image_id)
+    if parent is None:
+        return
+    parent_pool = place.cluster.pool_at(parent.pool_id, parent.namespace)
+    with open_image(parent_pool, image_id=parent.image_id, read_only=True) as source:
+        is_there = any(
+            snapshot.name == name and snapshot.namespace is SnapshotNamespace.USER for snapshot in source.snapshots()
+        )
+    if is_there:
+        with open_image(parent_pool, image_id=parent.image_id) as source:
+            source.remove_snapshot(name)
+
+
+@contextmanager
+def _opened(source: Reservation, what: str) -> Iterator[Image]:
+    try:
+        with open_image(source.pool, name=source.image_name) as image:
+            yield image
+    except ImageNotFound as reason:
+        raise VolumeNotFound(f"{what}: {reason}") from reason
+
+
+def _check_cluster(source: Place, target: Place, what: str) -> None:
+    ours, theirs = target.cluster.config, source.cluster.config
+    if ours.monitors != theirs.monitors:
+        raise SourceUnfit(
+            f"volume_content_source: {what} is in the cluster {theirs.cluster_id!r}, and parameters[clusterID] names "
+            f"{ours.cluster_id!r}"
+        )

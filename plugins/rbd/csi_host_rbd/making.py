@@ -1,0 +1,232 @@
+"""Volumes made: from nothing, from a snapshot or from another volume, and what an earlier call began taken over.
+
+The journal's entry gets the image's id when everything else is done, so an image whose id is there is whole. One
+without is taken over; one that is made from a source only when it is attached to its parent, else it is made anew.
+"""
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from csi_host.capacity import CapacityRange
+from csi_host.errors import Aborted, CsiError, OutOfRange
+from csi_host_rbd.ceph import image_names, parents
+from csi_host_rbd.ceph.create import ImageOptions
+from csi_host_rbd.ceph.failures import ImageExists, ImageNotFound
+from csi_host_rbd.ceph.image import open_image
+from csi_host_rbd.contents import Content, Contents, Source, VolumeSource, drop_source_snapshot
+from csi_host_rbd.errors import VolumeDiffers
+from csi_host_rbd.image_metadata import NamesOnImages
+from csi_host_rbd.image_naming import TEMPORARY_SUFFIX
+from csi_host_rbd.journal import Reservation
+from csi_host_rbd.parameters import VolumeParameters
+from csi_host_rbd.places import Place
+from csi_host_rbd.removal import Removal
+from csi_host_rbd.volume_id import VolumeId
+
+_TAKE_OVER_ATTEMPTS = 5
+_TAKE_OVER_PAUSE_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedVolume:
+    """What CreateVolume asks for: ``size_bytes`` is already rounded, ``capacity`` what the caller accepts.
+
+    A volume that is made from a source has at least the source's size.
+    """
+
+    name: str
+    size_bytes: int
+    capacity: CapacityRange
+    parameters: VolumeParameters
+    source: Source = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """A volume that exists; ``size_bytes`` is the image's."""
+
+    volume_id: VolumeId
+    size_bytes: int
+    pool: str
+    journal_pool: str
+    namespace: str
+    image_name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """An image as it is: its id, its size in bytes and its metadata."""
+
+    image_id: str
+    size_bytes: int
+    metadata: Mapping[str, str]
+
+
+class HalfMade(ImageNotFound):
+    """An image is there, but its cloning was cut off before it was attached to its source."""
+
+
+class VolumeMaker:
+    """Makes volumes; the caller holds the lock of the name."""
+
+    def __init__(self, *, contents: Contents, removal: Removal, names: NamesOnImages) -> None:
+        self._contents = contents
+        self._removal = removal
+        self._names = names
+
+    def make(self, wanted: WantedVolume, place: Place, secrets: Mapping[str, str]) -> Volume:
+        """Make a volume that the journal does not know; raises what the source is unfit for."""
+        with self._contents.opened(wanted.source, place, secrets) as content:
+            content.check()
+            _size(wanted, content)
+            parameters = wanted.parameters
+            reservation = place.volumes.reserve(wanted.name, prefix=parameters.name_prefix, owner=parameters.owner)
+            return self._make_image(wanted, place, reservation, content)
+
+    def resume(self, wanted: WantedVolume, place: Place, found: Reservation, secrets: Mapping[str, str]) -> Volume:
+        """Take over what an earlier call of this name left: a whole volume, or the beginning of one."""
+        try:
+            return self._accept(wanted, place, found)
+        except HalfMade:
+            self._removal.remove_image(place, found.pool, found.image_name)
+        except ImageNotFound:
+            if found.image_id:
+                # There was a whole image, so this is a deletion that was cut off. It is finished first, and the new
+                # volume gets a handle of its own: a DeleteVolume of the old one may be on its way.
+                self._removal.finish_in_trash(place, found)
+                place.volumes.undo(found)
+                return self.make(wanted, place, secrets)
+        return self._make_again(wanted, place, found, secrets)
+
+    def _make_again(self, wanted: WantedVolume, place: Place, found: Reservation, secrets: Mapping[str, str]) -> Volume:
+        """Make the image of a reservation; the uuid is kept: an image whose creation timed out may still appear."""
+        with self._contents.opened(wanted.source, place, secrets) as content:
+            content.check()
+            _size(wanted, content)
+            if isinstance(wanted.source, VolumeSource):
+                self._removal.remove_intermediate(place, found.pool, found.image_name)
+                # Under which name ceph-csi takes its snapshot of the source.
+                content.withdraw(found.image_name + TEMPORARY_SUFFIX)
+            return self._make_image(wanted, place, found, content)
+
+    def _make_image(self, wanted: WantedVolume, place: Place, reservation: Reservation, content: Content) -> Volume:
+        pool, name = reservation.pool, reservation.image_name
+        try:
+            size_bytes = content.make(pool, name, _size(wanted, content), _image_options(wanted.parameters))
+            found = _Found(
+                image_id=image_names.read_image_id(pool, name), size_bytes=size_bytes, metadata=content.metadata
+            )
+            content.withdraw(name)
+            volume = self._finish(wanted, place, reservation, found, size_bytes=_size(wanted, content))
+        except ImageExists:
+            return self._take_over(wanted, place, reservation)
+        except Exception as error:
+            # Only after an error that leaves the outcome open the retry goes on from here.
+            if not isinstance(error, CsiError) or error.is_final:
+                self._undo(place, reservation, content, because_of=error)
+            raise
+        content.settle(pool, name)
+        return volume
+
+    def _accept(self, wanted: WantedVolume, place: Place, found: Reservation) -> Volume:
+        """Return the volume whose image is there, with what is missing around it; raises ImageNotFound, HalfMade."""
+        with open_image(found.pool, name=found.image_name, read_only=True) as image:
+            there = _Found(image_id=image.image_id, size_bytes=image.size_bytes, metadata=image.metadata())
+        if found.image_id or wanted.source is None:
+            _check_size(wanted, there.size_bytes)
+        elif not parents.is_attached(found.pool, there.image_id, place.cluster.pool_at):
+            raise HalfMade(f"the cloning of image {found.pool.spec(found.image_name)} was cut off")
+        size_bytes = there.size_bytes if found.image_id else max(there.size_bytes, _asked(wanted))
+        if isinstance(wanted.source, VolumeSource):
+            drop_source_snapshot(place, found.pool, there.image_id, found.image_name)
+        return self._finish(wanted, place, found, there, size_bytes=size_bytes)
+
+    def _finish(
+        self, wanted: WantedVolume, place: Place, reservation: Reservation, found: _Found, *, size_bytes: int
+    ) -> Volume:
+        """Give an image the names and the size that it is to have, and write down that it is whole."""
+        changes = self._names.changes(
+            wanted.parameters.metadata, present=found.metadata, is_copy=wanted.source is not None
+        )
+        if changes or found.size_bytes < size_bytes:
+            with open_image(reservation.pool, image_id=found.image_id) as image:
+                changes.apply(image)
+                if found.size_bytes < size_bytes:
+                    image.resize(size_bytes)
+        if reservation.image_id != found.image_id:
+            place.volumes.store_image_id(reservation, found.image_id)
+        return volume_of(place, reservation, size_bytes)
+
+    def _take_over(self, wanted: WantedVolume, place: Place, reservation: Reservation) -> Volume:
+        """Go on where the image is there but could not be opened: another controller is making it, or was cut off.
+
+        The other one is given time, as removing what it is just making would break it.
+        """
+        for _ in range(_TAKE_OVER_ATTEMPTS):
+            time.sleep(_TAKE_OVER_PAUSE_SECONDS)
+            with suppress(ImageNotFound):
+                return self._accept(wanted, place, reservation)
+        image_names.remove_remnants(reservation.pool, reservation.image_name)
+        raise Aborted(f"the beginnings of image {reservation.image_name} were removed; ask again to have it made")
+
+    def _undo(self, place: Place, reservation: Reservation, content: Content, *, because_of: Exception) -> None:
+        try:
+            self._removal.remove_image(place, reservation.pool, reservation.image_name)
+            content.withdraw(reservation.image_name)
+            place.volumes.undo(reservation)
+        except CsiError as error:
+            first = because_of if isinstance(because_of, CsiError) else type(because_of).__name__
+            raise Aborted(f"{first}; and what was made could not be removed yet: {error}") from because_of
+
+
+def volume_of(place: Place, reservation: Reservation, size_bytes: int) -> Volume:
+    """Return the volume of a reservation."""
+    return Volume(
+        volume_id=place.handle(reservation),
+        size_bytes=size_bytes,
+        pool=reservation.pool.name,
+        journal_pool=reservation.journal_pool.name,
+        namespace=reservation.pool.namespace,
+        image_name=reservation.image_name,
+    )
+
+
+def _size(wanted: WantedVolume, content: Content) -> int:
+    """Return how big the volume is to be; raises OutOfRange when that is less than the source or above the limit."""
+    asked = _asked(wanted)
+    if wanted.source is None:
+        return asked
+    if asked and asked < content.size_bytes:
+        raise OutOfRange(
+            f"capacity_range.required_bytes: the source has {content.size_bytes} bytes, and {asked} were asked for; a "
+            "volume cannot be smaller than what it is made from"
+        )
+    size_bytes = max(asked, content.size_bytes)
+    wanted.capacity.check_limit(size_bytes)
+    return size_bytes
+
+
+def _asked(wanted: WantedVolume) -> int:
+    """Return the size that was asked for; 0 when a volume that is made from a source is to have the source's."""
+    return wanted.size_bytes if wanted.capacity.required_bytes or wanted.source is None else 0
+
+
+def _check_size(wanted: WantedVolume, size_bytes: int) -> None:
+    limit_bytes = wanted.capacity.limit_bytes
+    if size_bytes < wanted.capacity.required_bytes or 0 < limit_bytes < size_bytes:
+        raise VolumeDiffers(
+            f"name: {wanted.name} is a volume of {size_bytes} bytes already, and capacity_range asks for "
+            f"{wanted.capacity.required_bytes}" + (f" to {limit_bytes}" if limit_bytes else " or more")
+        )
+
+
+def _image_options(parameters: VolumeParameters) -> ImageOptions:
+    return ImageOptions(
+        features=parameters.features,
+        order=parameters.striping.order,
+        stripe_unit_bytes=parameters.striping.unit_bytes,
+        stripe_count=parameters.striping.count,
+        data_pool=parameters.data_pool,
+    )

@@ -1,0 +1,64 @@
+"""Images taken away: into the trash, which takes the same time for every size, and out of it by the manager."""
+
+from collections.abc import Sequence
+
+from csi_host_rbd.ceph import image_names, trash
+from csi_host_rbd.ceph.cluster import Pool
+from csi_host_rbd.ceph.failures import ImageNotFound
+from csi_host_rbd.ceph.image import open_image
+from csi_host_rbd.ceph.tasks import remove_trashed
+from csi_host_rbd.image_naming import TEMPORARY_SUFFIX
+from csi_host_rbd.journal import Reservation
+from csi_host_rbd.places import Place
+
+
+class Removal:
+    """Removes images; ``manager_timeout`` is how many seconds the manager may take to accept a task."""
+
+    def __init__(self, *, manager_timeout: float) -> None:
+        self._manager_timeout = manager_timeout
+
+    def remove_image(self, place: Place, pool: Pool, name: str, *, snapshots: Sequence[str] = ()) -> None:
+        """Take away an image with these snapshots of it, or the remnants of one; fine when there is none.
+
+        The trash is never emptied of an image that has snapshots, so they go first.
+        """
+        if not image_names.image_exists(pool, name):
+            return
+        try:
+            image_id = image_names.read_image_id(pool, name)
+            if snapshots:
+                self.remove_snapshots(pool, name, snapshots)
+            self.trash(place, pool, name, image_id)
+        except ImageNotFound:
+            image_names.remove_remnants(pool, name)
+
+    def remove_intermediate(self, place: Place, pool: Pool, name: str) -> None:
+        """Take away the image that ceph-csi puts between a clone called ``name`` and its source; fine without one."""
+        self.remove_image(place, pool, name + TEMPORARY_SUFFIX, snapshots=[name])
+
+    def remove_snapshots(self, pool: Pool, name: str, snapshots: Sequence[str]) -> None:
+        """Remove these snapshots of an image, as far as it has them."""
+        with open_image(pool, name=name) as image:
+            present = {snapshot.name for snapshot in image.snapshots()}
+            for snapshot in snapshots:
+                if snapshot in present:
+                    image.remove_snapshot(snapshot)
+
+    def trash(self, place: Place, pool: Pool, name: str, image_id: str) -> None:
+        """Put an image into the trash and have the manager empty it."""
+        trash.trash_move(pool, name)
+        self._add_removal(place, pool, image_id)
+
+    def finish_in_trash(self, place: Place, reservation: Reservation) -> None:
+        """Go on with a removal that stopped after the image had gone to the trash."""
+        pool, name = reservation.pool, reservation.image_name
+        self.remove_intermediate(place, pool, name)
+        image_names.remove_remnants(pool, name)
+        known = reservation.image_id
+        trashed = [known] if known and trash.is_in_trash(pool, known) else trash.find_in_trash(pool, name)
+        for image_id in trashed:
+            self._add_removal(place, pool, image_id)
+
+    def _add_removal(self, place: Place, pool: Pool, image_id: str) -> None:
+        remove_trashed(place.cluster.connection, pool, image_id, timeout=self._manager_timeout)

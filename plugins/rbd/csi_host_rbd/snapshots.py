@@ -1,0 +1,225 @@
+"""A snapshot's life on the cluster, in ceph-csi's layout.
+
+A snapshot is an image of its own: a clone of a librbd snapshot that is taken of the volume for it and removed at once,
+with a librbd snapshot on it, from which volumes are made; image and both snapshots have one name. So a volume can be
+deleted while its snapshots live, and a snapshot while the volumes made from it do.
+
+What each failure leaves behind, and who mends it: as for volumes (volumes.py). The retry of a creation that was cut off
+takes the snapshot of the volume anew, unless the clone of it is attached to its parent.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from csi_host.errors import Aborted, CsiError, InvalidArgument
+from csi_host.locks import Operation, OperationLocks, SnapshotLocks
+from csi_host_rbd.ceph import image_names, parents
+from csi_host_rbd.ceph.create import ImageOptions
+from csi_host_rbd.ceph.failures import ImageExists, ImageNotFound
+from csi_host_rbd.ceph.image import Image, SnapshotNamespace, open_image
+from csi_host_rbd.chains import Chains
+from csi_host_rbd.clusters import ClusterNotConfigured
+from csi_host_rbd.contents import Contents, OfVolume
+from csi_host_rbd.errors import SnapshotDiffers, SnapshotInUse, SnapshotNotFound
+from csi_host_rbd.features import Feature
+from csi_host_rbd.image_metadata import NamesOnImages
+from csi_host_rbd.journal import Reservation
+from csi_host_rbd.places import Place, Places, lock_key
+from csi_host_rbd.removal import Removal
+from csi_host_rbd.snapshot_parameters import SnapshotParameters
+from csi_host_rbd.volume_id import VolumeId
+
+log = logging.getLogger(__name__)
+
+# deep-flatten: when the image is filled, the snapshot on it lets go of the volume as well.
+_OPTIONS = ImageOptions(features=Feature.LAYERING | Feature.DEEP_FLATTEN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedSnapshot:
+    """What CreateSnapshot asks for; ``volume_id`` is the handle of the source."""
+
+    name: str
+    volume_id: str
+    parameters: SnapshotParameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A snapshot that exists.
+
+    ``is_ready`` is False while its chain is too deep for a volume to be made from it: it is being flattened.
+    """
+
+    snapshot_id: VolumeId
+    volume_id: str
+    size_bytes: int
+    created_at: datetime
+    is_ready: bool
+
+
+class Snapshots:
+    """The snapshots of the volumes of the clusters in the configuration."""
+
+    def __init__(
+        self,
+        *,
+        places: Places,
+        contents: Contents,
+        chains: Chains,
+        removal: Removal,
+        names: NamesOnImages,
+        snapshot_locks: SnapshotLocks,
+        operation_locks: OperationLocks,
+    ) -> None:
+        self._places = places
+        self._contents = contents
+        self._chains = chains
+        self._removal = removal
+        self._names = names
+        self._locks = snapshot_locks
+        self._operations = operation_locks
+
+    def create(self, wanted: WantedSnapshot, secrets: Mapping[str, str]) -> Snapshot:
+        """Take the snapshot, or return the one that an earlier call of this name took.
+
+        Raises VolumeNotFound for the source, SnapshotDiffers when the name is another volume's, TooManySnapshots.
+        """
+        with (
+            self._locks.hold(wanted.name),
+            self._contents.of_volume(wanted.volume_id, None, secrets, Operation.CREATE) as source,
+        ):
+            cluster_id = self._cluster_id(wanted, source.place)
+            found = source.place.snapshots.find(wanted.name)
+            snapshot = self._make(wanted, source) if found is None else self._resume(wanted, source, found)
+            return replace(snapshot, snapshot_id=replace(snapshot.snapshot_id, cluster_id=cluster_id))
+
+    def delete(self, handle: str, secrets: Mapping[str, str]) -> None:
+        """Delete a snapshot; fine when there is none. Raises OperationPending while a volume is made from it."""
+        with self._locks.hold(lock_key(handle)), self._operations.hold(Operation.DELETE, lock_key(handle)):
+            try:
+                with self._places.snapshot(handle, secrets) as (place, reservation):
+                    self._delete(place, reservation)
+            except SnapshotNotFound as reason:
+                log.info(f"nothing to delete: {reason}")
+
+    def _cluster_id(self, wanted: WantedSnapshot, place: Place) -> str:
+        """Return the cluster id for the handle: the class may name another entry for the same place."""
+        ours = place.cluster.config
+        cluster_id = wanted.parameters.cluster_id or ours.cluster_id
+        if cluster_id == ours.cluster_id:
+            return cluster_id
+        try:
+            theirs = self._places.cluster_config(cluster_id)
+        except ClusterNotConfigured as reason:
+            raise InvalidArgument(f"parameters[clusterID]: {reason}") from reason
+        if (theirs.monitors, theirs.rados_namespace) != (ours.monitors, ours.rados_namespace):
+            raise InvalidArgument(
+                f"parameters[clusterID]: expected the cluster of the volume ({ours.cluster_id!r}), got {cluster_id!r}"
+            )
+        return cluster_id
+
+    def _make(self, wanted: WantedSnapshot, source: OfVolume) -> Snapshot:
+        source.check_room()
+        parameters = wanted.parameters
+        reservation = source.place.snapshots.reserve(
+            wanted.name, prefix=parameters.name_prefix, owner=parameters.owner, source=source.source.image_name
+        )
+        return self._make_image(wanted, source, reservation)
+
+    def _resume(self, wanted: WantedSnapshot, source: OfVolume, found: Reservation) -> Snapshot:
+        """Take over what an earlier call of this name left: a whole snapshot, or the beginning of one."""
+        if found.source != source.source.image_name:
+            raise SnapshotDiffers(f"name: {wanted.name} is a snapshot of another volume (image {found.source})")
+        place = source.place
+        try:
+            image_id = image_names.read_image_id(found.pool, found.image_name)
+        except ImageNotFound:
+            if not found.image_id:
+                image_names.remove_remnants(found.pool, found.image_name)
+                return self._make_image(wanted, source, found)
+            # It was whole, so this is a deletion that was cut off. It is finished first.
+            self._removal.finish_in_trash(place, found)
+            place.snapshots.undo(found)
+            return self._make(wanted, source)
+        if not found.image_id and not parents.is_attached(found.pool, image_id, place.cluster.pool_at):
+            self._removal.remove_image(place, found.pool, found.image_name, snapshots=[found.image_name])
+            return self._make_image(wanted, source, found)
+        source.withdraw(found.image_name)
+        return self._finish(wanted, source, found, image_id)
+
+    def _make_image(self, wanted: WantedSnapshot, source: OfVolume, reservation: Reservation) -> Snapshot:
+        pool, name = reservation.pool, reservation.image_name
+        try:
+            source.make(pool, name, 0, _OPTIONS)
+            image_id = image_names.read_image_id(pool, name)
+            source.withdraw(name)
+            return self._finish(wanted, source, reservation, image_id)
+        except ImageExists as error:
+            raise Aborted(f"image {pool.spec(name)} is just being made by another controller; ask again") from error
+        except Exception as error:
+            # Only after an error that leaves the outcome open the retry goes on from here.
+            if not isinstance(error, CsiError) or error.is_final:
+                self._undo(source, reservation, because_of=error)
+            raise
+
+    def _finish(self, wanted: WantedSnapshot, source: OfVolume, reservation: Reservation, image_id: str) -> Snapshot:
+        """Give the image its snapshot and names, and write down that it is whole."""
+        place, pool, name = source.place, reservation.pool, reservation.image_name
+        with open_image(pool, image_id=image_id) as image:
+            self._names.changes(wanted.parameters.metadata, present=image.metadata(), is_copy=True).apply(image)
+            if not _has_snapshot(image, name):
+                image.create_snapshot(name)
+            size_bytes, created_at = image.size_bytes, image.created_at
+        if reservation.image_id != image_id:
+            place.snapshots.store_image_id(reservation, image_id)
+        return Snapshot(
+            snapshot_id=place.handle(reservation),
+            volume_id=wanted.volume_id,
+            size_bytes=size_bytes,
+            created_at=created_at.replace(tzinfo=UTC),
+            is_ready=self._is_ready(place, reservation, image_id),
+        )
+
+    def _is_ready(self, place: Place, reservation: Reservation, image_id: str) -> bool:
+        """Whether a volume can be made from it; its chain is cut when it is getting long."""
+        depth = self._chains.depth(place, reservation.pool, image_id)
+        if self._chains.is_getting_long(depth):
+            self._chains.shorten(place, reservation.pool, reservation.image_name, depth)
+        return not self._chains.is_too_deep(depth + 1)
+
+    def _undo(self, source: OfVolume, reservation: Reservation, *, because_of: Exception) -> None:
+        pool, name = reservation.pool, reservation.image_name
+        try:
+            self._removal.remove_image(source.place, pool, name, snapshots=[name])
+            source.withdraw(name)
+            source.place.snapshots.undo(reservation)
+        except CsiError as error:
+            first = because_of if isinstance(because_of, CsiError) else type(because_of).__name__
+            raise Aborted(f"{first}; and what was made could not be removed yet: {error}") from because_of
+
+    def _delete(self, place: Place, reservation: Reservation) -> None:
+        # A CreateSnapshot of the same name must not take over what is being removed.
+        with self._locks.hold(*([reservation.name] if reservation.name else [])):
+            try:
+                self._delete_image(place, reservation)
+            except ImageNotFound:
+                self._removal.finish_in_trash(place, reservation)
+            place.snapshots.undo(reservation)
+
+    def _delete_image(self, place: Place, reservation: Reservation) -> None:
+        pool, name = reservation.pool, reservation.image_name
+        with open_image(pool, name=name) as image:
+            watchers = image.watchers()
+            if watchers:
+                raise SnapshotInUse(f"rbd {image.spec} is still being used: open at {', '.join(map(str, watchers))}")
+            image_id = image.image_id
+            if _has_snapshot(image, name):
+                image.remove_snapshot(name)
+        self._removal.trash(place, pool, name, image_id)
+
+
+def _has_snapshot(image: Image, name: str) -> bool:
+    return any(one.name == name and one.namespace is SnapshotNamespace.USER for one in image.snapshots())
