@@ -1,9 +1,13 @@
 """Snapshots and what is made from them, through the socket on a real cluster."""
 
+import uuid as uuids
+from dataclasses import replace
+
 import grpc
 import pytest
 
-from csi_host_rbd.testing.rig import GIB, RbdRig
+from csi_host_rbd.testing.pools import PoolView
+from csi_host_rbd.testing.rig import GIB, RbdRig, rbd_rig
 
 pytestmark = pytest.mark.ceph
 
@@ -100,3 +104,124 @@ def test_a_name_of_a_snapshot_of_another_volume_is_taken(rig: RbdRig) -> None:
     with pytest.raises(grpc.RpcError, match="another volume") as refused:
         rig.snapshot(two.volume_id, "snap-1")
     assert refused.value.code() is grpc.StatusCode.ALREADY_EXISTS
+
+
+def test_a_clone_goes_to_the_pool_and_has_the_features_of_its_class(rig: RbdRig, whole_pool: PoolView) -> None:
+    # The class's pool is seen through the cluster's RADOS namespace.
+    rig.pool.cluster.rbd("namespace", "create", "--pool", whole_pool.name, "--namespace", rig.pool.namespace)
+    other = replace(whole_pool, namespace=rig.pool.namespace)
+    volume = rig.create("pvc-1")
+    parameters = rig.parameters(pool=other.name, imageFeatures="layering,exclusive-lock", objectSize="8388608")
+    snapshot = rig.snapshot(volume.volume_id, "snap-1")
+    for made in (
+        rig.clone(volume.volume_id, "pvc-2", parameters=parameters),
+        rig.restore(snapshot.snapshot_id, "pvc-3", parameters=parameters),
+    ):
+        assert made.volume_context["pool"] == other.name
+        image = other.image(_image(made.volume_id))
+        assert (image["order"], image["parent"]["pool"]) == (23, rig.pool.name)
+        assert "exclusive-lock" in image["features"]
+        rig.delete(made.volume_id)
+    assert other.journal() == {"csi.volumes.default": {}}
+
+
+def test_a_clone_with_smaller_objects_than_its_source_is_refused_and_leaves_nothing(rig: RbdRig) -> None:
+    volume = rig.create("pvc-1")
+    before = rig.pool.journal()
+    with pytest.raises(grpc.RpcError, match="objects as big as its source's") as refused:
+        rig.clone(volume.volume_id, "pvc-2", parameters=rig.parameters(objectSize="1048576"))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert rig.pool.journal() == before
+    assert rig.pool.images() == [_image(volume.volume_id)]
+    assert rig.pool.snapshots(_image(volume.volume_id)) == {}
+
+
+def test_a_clone_needs_layering(rig: RbdRig) -> None:
+    plain = rig.create("pvc-1", parameters=rig.parameters(imageFeatures="exclusive-lock"))
+    for call in (lambda: rig.snapshot(plain.volume_id, "snap-1"), lambda: rig.clone(plain.volume_id, "pvc-2")):
+        with pytest.raises(grpc.RpcError, match="layering") as refused:
+            call()
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    rig.delete(plain.volume_id)
+    assert rig.pool.journal() == {"csi.volumes.default": {}}
+
+
+def test_names_of_the_source_are_not_passed_on(pool: PoolView, tmp_path_factory: pytest.TempPathFactory) -> None:
+    names = {"csi.storage.k8s.io/pvc/name": "data", "csi.storage.k8s.io/pvc/namespace": "shop"}
+    classes = {"csi.storage.k8s.io/volumesnapshot/name": "daily", "csi.storage.k8s.io/volumesnapshot/namespace": "shop"}
+    with rbd_rig(pool, tmp_path_factory.mktemp("n"), set_metadata=True, cluster_name="east") as naming:
+        cluster = {"csi.ceph.com/cluster/name": "east"}
+        volume = naming.create("pvc-1", parameters=naming.parameters(**names))
+        snapshot = naming.snapshot(volume.volume_id, "snap-1", parameters=classes)
+        clone = naming.clone(volume.volume_id, "pvc-2")
+        restored = naming.restore(snapshot.snapshot_id, "pvc-3", parameters=naming.parameters(**names))
+        assert pool.metadata(_image(volume.volume_id)) == names | cluster
+        assert pool.metadata(_image(snapshot.snapshot_id, "csi-snap-")) == classes | cluster
+        assert pool.metadata(_image(clone.volume_id)) == cluster
+        assert pool.metadata(_image(restored.volume_id)) == names | cluster
+
+
+def test_a_snapshot_class_is_understood_or_refused_by_name(rig: RbdRig) -> None:
+    volume = rig.create("pvc-1")
+    for parameters, named in (
+        ({"snapshotNamePrefix": ""}, "snapshotNamePrefix"),
+        ({"snapshotNamePrefix": "a/b"}, "snapshotNamePrefix"),
+        ({"pool": ""}, "pool"),
+        ({"clusterID": "nowhere"}, "clusterID"),
+    ):
+        with pytest.raises(grpc.RpcError) as refused:
+            rig.snapshot(volume.volume_id, "snap-1", parameters=parameters)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert f"parameters[{named}]" in str(refused.value.details())
+    snapshot = rig.snapshot(volume.volume_id, "snap-1", parameters={"snapshotNamePrefix": "daily-"})
+    image = _image(snapshot.snapshot_id, "daily-")
+    assert rig.pool.snapshots(image) == {image: "user"}
+    rig.restore(snapshot.snapshot_id, "pvc-2")
+    rig.delete_snapshot(snapshot.snapshot_id)
+    assert image not in rig.pool.images()
+
+
+def test_a_volume_with_a_snapshot_taken_by_hand_is_not_deleted(rig: RbdRig) -> None:
+    volume = rig.create("pvc-1")
+    rig.pool.rbd("snap", "create", f"{_image(volume.volume_id)}@before-upgrade")
+    with pytest.raises(grpc.RpcError, match="before-upgrade") as refused:
+        rig.delete(volume.volume_id)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert rig.pool.trash() == []
+    rig.pool.rbd("snap", "rm", f"{_image(volume.volume_id)}@before-upgrade")
+    rig.delete(volume.volume_id)
+    rig.pool.wait_until_trash_is_empty()
+
+
+def test_a_volume_with_the_leftovers_of_snapshots_that_were_cut_off_is_deleted(rig: RbdRig) -> None:
+    volume = rig.create("pvc-1")
+    for name in (f"csi-snap-{uuids.uuid4()}", f"csi-vol-{uuids.uuid4()}-temp"):
+        rig.pool.rbd("snap", "create", f"{_image(volume.volume_id)}@{name}")
+    rig.delete(volume.volume_id)
+    rig.pool.wait_until_trash_is_empty()
+
+
+def test_a_snapshot_that_is_open_elsewhere_is_not_deleted(rig: RbdRig) -> None:
+    volume = rig.create("pvc-1")
+    snapshot = rig.snapshot(volume.volume_id, "snap-1")
+    with rig.pool.watched(_image(snapshot.snapshot_id, "csi-snap-")):
+        with pytest.raises(grpc.RpcError, match="is still being used: open at client") as refused:
+            rig.delete_snapshot(snapshot.snapshot_id)
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    rig.delete_snapshot(snapshot.snapshot_id)
+
+
+@pytest.mark.parametrize("prefix", ["csi-vol-", "csi-snap-"])
+def test_what_is_made_holds_what_the_source_held_at_that_moment(rig: RbdRig, prefix: str) -> None:
+    volume = rig.create("pvc-1")
+    image = _image(volume.volume_id)
+    rig.pool.write(image, b"before" * 1000)
+    if prefix == "csi-vol-":
+        made = rig.clone(volume.volume_id, "pvc-2")
+    else:
+        made = rig.restore(rig.snapshot(volume.volume_id, "snap-1").snapshot_id, "pvc-2")
+    rig.pool.write(image, b"after!" * 1000)
+    assert rig.pool.read(_image(made.volume_id), 6000) == b"before" * 1000
+    assert rig.pool.read(image, 6000) == b"after!" * 1000
+    rig.delete(volume.volume_id)
+    assert rig.pool.read(_image(made.volume_id), 6000) == b"before" * 1000

@@ -7,7 +7,7 @@ from typing import Any
 from csi_host_rbd.ceph.bindings import rbd
 from csi_host_rbd.ceph.calls import call, write
 from csi_host_rbd.ceph.cluster import Pool
-from csi_host_rbd.ceph.failures import ImageNotFound, NamespaceNotFound, PoolNotFound
+from csi_host_rbd.ceph.failures import ArgumentRefused, ImageNotFound, NamespaceNotFound, PoolNotFound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,13 @@ def clone_image(source: SnapshotSpec, pool: Pool, name: str, options: ImageOptio
     def clone() -> None:
         rbd.RBD().clone(source.pool.ioctx, source.image, source.snapshot, pool.ioctx, name, **options.for_librbd())
 
-    _make(pool, name, f"cloning {source.pool.spec(source.image)}@{source.snapshot} to image", clone, options)
+    action = f"cloning {source.pool.spec(source.image)}@{source.snapshot} to image"
+    try:
+        _make(pool, name, action, clone, options)
+    except ArgumentRefused as error:
+        if options.order is None:
+            raise
+        raise ArgumentRefused(f"{error}; a clone needs objects as big as its source's, or bigger") from error
 
 
 def _make(pool: Pool, name: str, action: str, make: Callable[[], None], options: ImageOptions) -> None:

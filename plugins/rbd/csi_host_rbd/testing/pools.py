@@ -8,8 +8,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from csi_host_rbd.ceph import omap
-from csi_host_rbd.ceph.cluster import Connections, Timeouts
+from csi_host_rbd.ceph import bindings, omap
+from csi_host_rbd.ceph.cluster import Connections, Pool, Timeouts
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster
 
@@ -55,10 +55,8 @@ class PoolView:
 
     def set_keys(self, name: str, values: Mapping[str, str]) -> None:
         """Write many keys, through a connection of its own: the tool takes one at a time."""
-        connections = Connections(timeouts=Timeouts())
-        credentials = Credentials.from_secrets(self.cluster.secrets())
-        with closing(connections), connections.use(",".join(self.cluster.monitors), credentials) as connection:
-            omap.set_keys(connection.pool(self.name, self.namespace), name, values)
+        with self._connected() as pool:
+            omap.set_keys(pool, name, values)
 
     def remove_keys(self, name: str) -> None:
         """Remove all keys of an object, which stays."""
@@ -116,19 +114,50 @@ class PoolView:
         # It ends, and gives its watch back, when its standard input does: that is, with the ``with``. Killed, it would
         # leave a watch that the OSD forgets after 30 s only.
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL):
-            self._wait_until(lambda: bool(self._watchers(image)), f"{image} is watched")
+            self.wait_until(lambda: bool(self._watchers(image)), f"{image} is watched")
             yield
-        self._wait_until(lambda: not self._watchers(image), f"{image} is not watched any more")
+        self.wait_until(lambda: not self._watchers(image), f"{image} is not watched any more")
+
+    @staticmethod
+    def wait_until(is_so: Callable[[], bool], what: str) -> None:
+        """Wait until something is so; AssertionError when that takes too long."""
+        deadline = time.monotonic() + _SECONDS
+        while not is_so():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited {_SECONDS:g} s in vain until {what}")
+            time.sleep(0.1)
 
     def wait_until_trash_is_empty(self) -> None:
         """Wait until the manager has removed what was put into the trash."""
-        self._wait_until(lambda: not self.trash(), "the trash is empty")
+        self.wait_until(lambda: not self.trash(), "the trash is empty")
 
     def enable_mirroring(self, image: str) -> None:
         """Have an image mirrored, by its journal; no daemon copies it anywhere."""
         self._rbd("mirror", "pool", "enable", "image")
         self._rbd("feature", "enable", image, "exclusive-lock", "journaling")
         self._rbd("mirror", "image", "enable", image, "journal")
+
+    def write(self, image: str, content: bytes, *, offset: int = 0) -> None:
+        """Write to an image."""
+        with self._opened(image) as handle:
+            handle.write(content, offset)
+
+    def read(self, image: str, length: int, *, offset: int = 0) -> bytes:
+        """Read from an image."""
+        with self._opened(image) as handle:
+            return bytes(handle.read(offset, length))
+
+    @contextmanager
+    def _opened(self, image: str) -> Iterator[Any]:
+        with self._connected() as pool, bindings.rbd.Image(pool.ioctx, image) as handle:
+            yield handle
+
+    @contextmanager
+    def _connected(self) -> Iterator[Pool]:
+        connections = Connections(timeouts=Timeouts())
+        credentials = Credentials.from_secrets(self.cluster.secrets())
+        with closing(connections), connections.use(",".join(self.cluster.monitors), credentials) as connection:
+            yield connection.pool(self.name, self.namespace)
 
     def rbd(self, *arguments: str) -> str:
         """Run ``rbd`` in this pool and namespace."""
@@ -137,14 +166,6 @@ class PoolView:
     def _watchers(self, image: str) -> list[object]:
         status: dict[str, list[object]] = json.loads(self._rbd("status", image, "--format", "json"))
         return status.get("watchers", [])
-
-    @staticmethod
-    def _wait_until(is_so: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + _SECONDS
-        while not is_so():
-            if time.monotonic() > deadline:
-                raise AssertionError(f"waited {_SECONDS:g} s in vain until {what}")
-            time.sleep(0.1)
 
     def _rados(self, *arguments: str) -> str:
         return self.cluster.rados("--pool", self.name, "--namespace", self.namespace, *arguments)
