@@ -1,15 +1,19 @@
 """Images taken away: into the trash, which takes the same time for every size, and out of it by the manager."""
 
+import time
 from collections.abc import Sequence
 
 from csi_host_rbd.ceph import image_names, trash
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.failures import ImageNotFound
-from csi_host_rbd.ceph.image import open_image
+from csi_host_rbd.ceph.image import Image, Watcher, open_image
 from csi_host_rbd.ceph.tasks import remove_trashed
 from csi_host_rbd.image_naming import TEMPORARY_SUFFIX
 from csi_host_rbd.journal import Reservation
 from csi_host_rbd.places import Place
+
+_PASSING_SECONDS = 3.0
+_PASSING_PAUSE_SECONDS = 0.2
 
 
 class Removal:
@@ -62,3 +66,16 @@ class Removal:
 
     def _add_removal(self, place: Place, pool: Pool, image_id: str) -> None:
         remove_trashed(place.cluster.connection, pool, image_id, timeout=self._manager_timeout)
+
+
+def lasting_watchers(image: Image, *, allowed: int = 0) -> list[Watcher]:
+    """Return who has an image open and keeps it open, none when they are no more than ``allowed``.
+
+    Whoever removes a clone or fills it has the source open for a moment: the manager, or another call here.
+    """
+    deadline = time.monotonic() + _PASSING_SECONDS
+    while len(watchers := image.watchers()) > allowed:
+        if time.monotonic() > deadline:
+            return watchers
+        time.sleep(_PASSING_PAUSE_SECONDS)
+    return []

@@ -27,7 +27,7 @@ from csi_host_rbd.features import Feature
 from csi_host_rbd.image_metadata import NamesOnImages
 from csi_host_rbd.journal import Reservation
 from csi_host_rbd.places import Place, Places, lock_key
-from csi_host_rbd.removal import Removal
+from csi_host_rbd.removal import Removal, lasting_watchers
 from csi_host_rbd.snapshot_parameters import SnapshotParameters
 from csi_host_rbd.volume_id import VolumeId
 
@@ -212,7 +212,7 @@ class Snapshots:
     def _delete_image(self, place: Place, reservation: Reservation) -> None:
         pool, name = reservation.pool, reservation.image_name
         with open_image(pool, name=name) as image:
-            watchers = image.watchers()
+            watchers = lasting_watchers(image)
             if watchers:
                 raise SnapshotInUse(f"rbd {image.spec} is still being used: open at {', '.join(map(str, watchers))}")
             image_id = image.image_id

@@ -24,7 +24,7 @@ from csi_host_rbd.image_naming import uuid_in
 from csi_host_rbd.journal import Reservation
 from csi_host_rbd.making import Volume, VolumeMaker, WantedVolume, volume_of
 from csi_host_rbd.places import Place, Places, lock_key
-from csi_host_rbd.removal import Removal
+from csi_host_rbd.removal import Removal, lasting_watchers
 from csi_host_rbd.sizes import image_size
 
 log = logging.getLogger(__name__)
@@ -135,8 +135,8 @@ def _check_deletable(image: Image, mirror_daemon_count: int) -> bool:
             )
         # The primary's cluster owns it, and its mirror daemon removes this copy when the primary goes.
         return False
-    watchers = image.watchers()
-    if len(watchers) > (mirror_daemon_count if mirroring.is_enabled else 0):
+    watchers = lasting_watchers(image, allowed=mirror_daemon_count if mirroring.is_enabled else 0)
+    if watchers:
         raise VolumeInUse(f"rbd {image.spec} is still being used: open at {', '.join(map(str, watchers))}")
     return True
 
