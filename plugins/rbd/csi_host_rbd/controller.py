@@ -17,6 +17,7 @@ from csi_host_rbd.parameters import VolumeParameters, parse_parameters
 from csi_host_rbd.sizes import image_size
 from csi_host_rbd.snapshot_parameters import parse_snapshot_parameters
 from csi_host_rbd.snapshots import Snapshot, Snapshots, WantedSnapshot
+from csi_host_rbd.topology import TopologyRequirement
 from csi_host_rbd.uses import check_use
 from csi_host_rbd.volumes import Volume, Volumes, WantedVolume
 
@@ -50,6 +51,7 @@ class RbdControllerServer(ControllerServer):
             capacity=capacity or CapacityRange(),
             parameters=parameters,
             source=source,
+            requirement=_requirement_of(request),
         )
         volume = _message(self._volumes.create(wanted, request.secrets), parameters)
         if source is not None:
@@ -152,6 +154,16 @@ def _source_of(request: csi_pb2.CreateVolumeRequest) -> Source:
     return None
 
 
+def _requirement_of(request: csi_pb2.CreateVolumeRequest) -> TopologyRequirement | None:
+    if not request.HasField("accessibility_requirements"):
+        return None
+    requirements = request.accessibility_requirements
+    return TopologyRequirement(
+        preferred=[dict(topology.segments) for topology in requirements.preferred],
+        requisite=[dict(topology.segments) for topology in requirements.requisite],
+    )
+
+
 def _check_uses(uses: Sequence[VolumeAccess]) -> None:
     for index, use in enumerate(uses):
         check_use(use, f"volume_capabilities[{index}]")
@@ -167,6 +179,9 @@ def _message(volume: Volume, parameters: VolumeParameters) -> csi_pb2.Volume:
     }
     if volume.namespace:
         context["radosNamespace"] = volume.namespace
-    if parameters.data_pool:
-        context["dataPool"] = parameters.data_pool
-    return csi_pb2.Volume(volume_id=str(volume.volume_id), capacity_bytes=volume.size_bytes, volume_context=context)
+    if volume.data_pool:
+        context["dataPool"] = volume.data_pool
+    message = csi_pb2.Volume(volume_id=str(volume.volume_id), capacity_bytes=volume.size_bytes, volume_context=context)
+    if volume.topology:
+        message.accessible_topology.add(segments=volume.topology)
+    return message

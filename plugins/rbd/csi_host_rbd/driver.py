@@ -9,6 +9,7 @@ from csi_host_rbd.backend import Backend
 from csi_host_rbd.ceph.cluster import Connections, Timeouts
 from csi_host_rbd.ceph.writes import WriteObserver, Writes
 from csi_host_rbd.chains import Chains
+from csi_host_rbd.cluster_mapping import ClusterMapping
 from csi_host_rbd.clusters import Clusters
 from csi_host_rbd.contents import Contents
 from csi_host_rbd.controller import RbdControllerServer
@@ -53,7 +54,7 @@ def create_driver(
 
 
 def _controller(context: HostContext, options: RbdOptions, backend: Backend) -> RbdControllerServer:
-    places = Places(backend)
+    places = Places(backend, ClusterMapping(options.mapping_file))
     removal = Removal(manager_timeout=options.manager_timeout)
     chains = Chains(options.limits, manager_timeout=options.manager_timeout)
     contents = Contents(places=places, chains=chains, operation_locks=context.operation_locks)

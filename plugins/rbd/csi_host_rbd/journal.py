@@ -202,6 +202,8 @@ class Journal:
 
     def undo(self, reservation: Reservation) -> None:
         """Drop the name, then the uuid's object; the image must be gone. 2 operations."""
+        if not reservation.uuid:
+            return  # a migrated volume, which has no entry
         if reservation.name:
             self._drop_name(reservation.journal_pool, reservation.name, reservation.directory_value)
         omap.remove_object(reservation.pool, self._object(reservation.uuid))

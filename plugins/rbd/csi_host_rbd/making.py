@@ -7,7 +7,7 @@ without is taken over; one that is made from a source only when it is attached t
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from csi_host.capacity import CapacityRange
 from csi_host.errors import Aborted, CsiError, OutOfRange
@@ -23,6 +23,7 @@ from csi_host_rbd.journal import Reservation
 from csi_host_rbd.parameters import VolumeParameters
 from csi_host_rbd.places import Place
 from csi_host_rbd.removal import Removal
+from csi_host_rbd.topology import TopologyRequirement
 from csi_host_rbd.volume_id import VolumeId
 
 _TAKE_OVER_ATTEMPTS = 5
@@ -41,11 +42,17 @@ class WantedVolume:
     capacity: CapacityRange
     parameters: VolumeParameters
     source: Source = None
+    requirement: TopologyRequirement | None = None
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the pool is chosen by topology."""
+        return bool(self.parameters.topology_pools) and self.requirement is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Volume:
-    """A volume that exists; ``size_bytes`` is the image's."""
+    """A volume that exists; ``size_bytes`` is the image's, ``topology`` the segments that it is accessible from."""
 
     volume_id: VolumeId
     size_bytes: int
@@ -53,6 +60,8 @@ class Volume:
     journal_pool: str
     namespace: str
     image_name: str
+    data_pool: str = ""
+    topology: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

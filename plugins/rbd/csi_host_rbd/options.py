@@ -42,6 +42,13 @@ OPTIONS = (
         metavar="FILE",
     ),
     DriverOption(
+        name="clustermapping",
+        help="The JSON file that pairs the cluster and pool ids of two sites, as ceph-csi has it; need not exist.",
+        default=Path("/etc/ceph-csi-config/cluster-mapping.json"),
+        parse=Path,
+        metavar="FILE",
+    ),
+    DriverOption(
         name="cephconf",
         help="A ceph.conf that librados reads when it exists; monitors and keys never come from it.",
         default=Path("/etc/ceph/ceph.conf"),
@@ -119,6 +126,7 @@ class RbdOptions:
     """The driver's settings, typed; times are in seconds."""
 
     clusters_file: Path
+    mapping_file: Path
     ceph_conf: Path
     mounter: str
     qemu_directory: Path
@@ -133,6 +141,7 @@ class RbdOptions:
         options = context.options
         return cls(
             clusters_file=options["cephcsiconfig"],
+            mapping_file=options["clustermapping"],
             ceph_conf=options["cephconf"],
             mounter=options["mounter"],
             qemu_directory=options["qemudirectory"],

@@ -9,6 +9,7 @@ from typing import ClassVar
 from csi_host.errors import InvalidArgument
 from csi_host_rbd.features import parse_features
 from csi_host_rbd.options import MOUNTERS
+from csi_host_rbd.topology import TopologyPool, parse_pools
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ _KNOWN = frozenset(
         "thickProvision",
     }
 )  # fmt: skip
+# What a node has no use for, and what is too long for it.
+_KEPT_BACK = frozenset({"topologyConstrainedPools"})
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 # librbd's limits: objects of 4 KiB to 32 MiB, 4 MiB when nothing is said.
@@ -66,7 +69,10 @@ class Striping:
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeParameters:
-    """A StorageClass, understood. ``features`` is librbd's bit mask, None for the cluster's default."""
+    """A StorageClass, understood. ``features`` is librbd's bit mask, None for the cluster's default.
+
+    ``pool`` may be "" where there are ``topology_pools``, one of which takes its place.
+    """
 
     cluster_id: str
     pool: str
@@ -75,6 +81,7 @@ class VolumeParameters:
     features: int | None = None
     striping: Striping = field(default_factory=Striping)
     owner: str = ""
+    topology_pools: tuple[TopologyPool, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     passed_on: Mapping[str, str] = field(default_factory=dict)
 
@@ -88,7 +95,8 @@ def parse_parameters(parameters: Mapping[str, str]) -> VolumeParameters:
     _refuse_unserved(parameters)
     _warn_of_unknown(parameters)
     cluster_id = _required(parameters, "clusterID")
-    pool = _required(parameters, "pool")
+    pools = parse_pools(parameters.get("topologyConstrainedPools", ""))
+    pool = _required(parameters, "pool") if not pools or "pool" in parameters else ""
     for name in ("dataPool", "radosNamespace", "imageFeatures"):
         if parameters.get(name) == "":
             raise InvalidArgument(f"parameters[{name}]: expected a value, got an empty one; leave it out instead")
@@ -99,13 +107,18 @@ def parse_parameters(parameters: Mapping[str, str]) -> VolumeParameters:
     return VolumeParameters(
         cluster_id=cluster_id,
         pool=pool,
+        topology_pools=pools,
         data_pool=parameters.get("dataPool", ""),
         name_prefix=parse_name_prefix(parameters, "volumeNamePrefix", DEFAULT_NAME_PREFIX),
         features=None if features is None else parse_features(features, mounter),
         striping=_parse_striping(parameters),
         owner=parameters.get(OWNER_PARAMETER, ""),
         metadata={name: parameters[name] for name in METADATA_PARAMETERS if name in parameters},
-        passed_on={name: value for name, value in parameters.items() if not name.startswith(RESERVED_PREFIX)},
+        passed_on={
+            name: value
+            for name, value in parameters.items()
+            if name not in _KEPT_BACK and not name.startswith(RESERVED_PREFIX)
+        },
     )
 
 
@@ -133,10 +146,6 @@ def _refuse_unserved(parameters: Mapping[str, str]) -> None:
     """Refuse what would change where or how data is kept and is not served: ignoring it would be a broken promise."""
     if parse_bool("encrypted", parameters.get("encrypted") or "false"):
         raise InvalidArgument("parameters[encrypted]: encrypted volumes are not served by this version; leave it out")
-    if parameters.get("topologyConstrainedPools"):
-        raise InvalidArgument(
-            "parameters[topologyConstrainedPools]: not served by this version; name one pool in parameters[pool]"
-        )
 
 
 def _warn_of_unknown(parameters: Mapping[str, str]) -> None:

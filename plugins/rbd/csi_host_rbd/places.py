@@ -4,14 +4,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from csi_host.errors import InvalidArgument, NotFound
+from csi_host.errors import CsiError, InvalidArgument, NotFound
 from csi_host_rbd.backend import Backend, Cluster
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.failures import PoolNotFound
+from csi_host_rbd.cluster_mapping import ClusterMapping
 from csi_host_rbd.clusters import ClusterConfig, ClusterNotConfigured
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.errors import ClusterNotServed, SnapshotNotFound, VolumeNotFound
 from csi_host_rbd.journal import SNAPSHOTS, VOLUMES, Journal, Kind, Reservation
+from csi_host_rbd.migration import is_migrated, parse_migrated
 from csi_host_rbd.parameters import VolumeParameters
 from csi_host_rbd.volume_id import UUID_LENGTH, VERSION, InvalidVolumeId, VolumeId
 
@@ -42,8 +44,9 @@ class Place:
 class Places:
     """Finds the place of a StorageClass, and of what a handle names."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, mapping: ClusterMapping) -> None:
         self._backend = backend
+        self._mapping = mapping
 
     def cluster_config(self, cluster_id: str) -> ClusterConfig:
         """Return what the configuration says of a cluster; raises ClusterNotConfigured."""
@@ -63,9 +66,17 @@ class Places:
     def volume(
         self, handle: str, secrets: Mapping[str, str], *, field: str = "volume_id"
     ) -> Iterator[tuple[Place, Reservation]]:
-        """Yield where the volume of a handle is kept and its reservation; raises VolumeNotFound naming ``field``."""
-        with self._resolved(VOLUMES, field, handle, secrets) as found:
-            yield found
+        """Yield where the volume of a handle is kept and its reservation; raises VolumeNotFound naming ``field``.
+
+        A volume that was migrated to CSI has an image and no journal entry: its reservation has no uuid.
+        """
+        found = (
+            self._migrated(handle, secrets, field)
+            if is_migrated(handle)
+            else self._resolved(VOLUMES, field, handle, secrets)
+        )
+        with found as place_and_reservation:
+            yield place_and_reservation
 
     @contextmanager
     def snapshot(
@@ -79,12 +90,30 @@ class Places:
     def _resolved(
         self, kind: Kind, field: str, handle: str, secrets: Mapping[str, str]
     ) -> Iterator[tuple[Place, Reservation]]:
-        not_found = _NOT_FOUND[kind]
-        try:
-            volume_id = VolumeId.parse(handle)
-        except InvalidVolumeId as reason:
-            raise not_found(f"{field}: {handle!r} is no handle of this driver: {reason}") from reason
+        volume_id = _parsed(kind, field, handle)
         credentials = Credentials.from_secrets(secrets)
+        with ExitStack() as stack:
+            missing: CsiError | None = None
+            for one in self._everywhere(volume_id):
+                try:
+                    found = stack.enter_context(self._at(kind, field, one, credentials))
+                except (ClusterNotServed, _NOT_FOUND[kind]) as reason:
+                    missing = missing or reason
+                else:
+                    yield found
+                    return
+            raise missing or _NOT_FOUND[kind](f"{field}: {handle}")
+
+    def _everywhere(self, volume_id: VolumeId) -> Iterator[VolumeId]:
+        """Yield a handle, and what it is called at another site."""
+        yield volume_id
+        for cluster_id, pool_id in self._mapping.elsewhere(volume_id.cluster_id, volume_id.pool_id):
+            yield replace(volume_id, cluster_id=cluster_id, pool_id=pool_id)
+
+    @contextmanager
+    def _at(
+        self, kind: Kind, field: str, volume_id: VolumeId, credentials: Credentials
+    ) -> Iterator[tuple[Place, Reservation]]:
         with ExitStack() as stack:
             try:
                 cluster = stack.enter_context(self._backend.open(volume_id.cluster_id, credentials))
@@ -92,11 +121,32 @@ class Places:
             except ClusterNotConfigured as reason:
                 raise ClusterNotServed(f"{field}: {reason}") from reason
             except PoolNotFound as reason:
-                raise not_found(f"{field}: {handle}: {reason}") from reason
+                raise _NOT_FOUND[kind](f"{field}: {volume_id}: {reason}") from reason
             reservation = place.journal(kind).read(volume_id.uuid)
             if reservation is None:
-                raise not_found(f"{field}: the journal has no {_NOUNS[kind]} {handle}")
+                raise _NOT_FOUND[kind](f"{field}: the journal has no {_NOUNS[kind]} {volume_id}")
             yield place, reservation
+
+    @contextmanager
+    def _migrated(self, handle: str, secrets: Mapping[str, str], field: str) -> Iterator[tuple[Place, Reservation]]:
+        try:
+            migrated = parse_migrated(handle)
+        except InvalidVolumeId as reason:
+            raise VolumeNotFound(f"{field}: {handle!r}: {reason}") from reason
+        with ExitStack() as stack:
+            try:
+                cluster = stack.enter_context(
+                    self._backend.open(migrated.cluster_id, Credentials.from_secrets(secrets))
+                )
+                place = self._place(cluster, cluster.pool(migrated.pool))
+            except ClusterNotConfigured as reason:
+                raise ClusterNotServed(f"{field}: {reason}") from reason
+            except PoolNotFound as reason:
+                raise VolumeNotFound(f"{field}: {handle}: {reason}") from reason
+            yield (
+                place,
+                Reservation(name="", uuid="", pool=place.pool, journal_pool=place.pool, image_name=migrated.image),
+            )
 
     def _place(self, cluster: Cluster, pool: Pool) -> Place:
         return Place(
@@ -105,6 +155,13 @@ class Places:
             volumes=self._backend.journal(cluster, pool, VOLUMES),
             snapshots=self._backend.journal(cluster, pool, SNAPSHOTS),
         )
+
+
+def _parsed(kind: Kind, field: str, handle: str) -> VolumeId:
+    try:
+        return VolumeId.parse(handle)
+    except InvalidVolumeId as reason:
+        raise _NOT_FOUND[kind](f"{field}: {handle!r} is no handle of this driver: {reason}") from reason
 
 
 def lock_key(handle: str) -> str:

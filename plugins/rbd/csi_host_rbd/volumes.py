@@ -11,11 +11,12 @@ What each failure leaves behind, and who mends it:
 """
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 from csi_host.capacity import CapacityRange
 from csi_host.locks import Operation, OperationLocks, VolumeLocks
+from csi_host_rbd.candidates import Candidate, candidates_of, is_beside_source
 from csi_host_rbd.ceph.failures import ImageNotFound
 from csi_host_rbd.ceph.image import Image, SnapshotNamespace, open_image
 from csi_host_rbd.credentials import Credentials
@@ -26,6 +27,7 @@ from csi_host_rbd.making import Volume, VolumeMaker, WantedVolume, volume_of
 from csi_host_rbd.places import Place, Places, lock_key
 from csi_host_rbd.removal import Removal, lasting_watchers
 from csi_host_rbd.sizes import image_size
+from csi_host_rbd.topology import TopologyUnserved
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +59,22 @@ class Volumes:
         call is at it, and for a volume that is made from a source what is wrong with that.
         """
         credentials = Credentials.from_secrets(secrets)
-        with self._locks.hold(wanted.name), self._places.of_class(wanted.parameters, credentials) as place:
-            found = place.volumes.find(wanted.name)
-            if found is not None:
-                return self._maker.resume(wanted, place, found, secrets)
-            return self._maker.make(wanted, place, secrets)
+        with ExitStack() as stack:
+            stack.enter_context(self._locks.hold(wanted.name))
+            candidates = [
+                (candidate, stack.enter_context(self._places.of_class(candidate.wanted.parameters, credentials)))
+                for candidate in candidates_of(wanted)
+            ]
+            if wanted.is_constrained:
+                candidates = [one for one in candidates if is_beside_source(wanted.source, one[1].pool.pool_id)]
+                _check_any(candidates)
+            for candidate, place in candidates:
+                # An earlier call may have preferred another pool.
+                found = place.volumes.find(wanted.name)
+                if found is not None:
+                    return candidate.completed(self._maker.resume(candidate.wanted, place, found, secrets))
+            candidate, place = candidates[0]
+            return candidate.completed(self._maker.make(candidate.wanted, place, secrets))
 
     def find(self, handle: str, secrets: Mapping[str, str]) -> Volume:
         """Return the volume of a handle; raises VolumeNotFound."""
@@ -114,6 +127,13 @@ class Volumes:
         if leftovers:
             self._removal.remove_snapshots(pool, name, leftovers)
         self._removal.trash(place, pool, name, image_id)
+
+
+def _check_any(candidates: Sequence[tuple[Candidate, Place]]) -> None:
+    if not candidates:
+        raise TopologyUnserved(
+            "accessibility_requirements: none of the pools that serve them has the source of volume_content_source"
+        )
 
 
 @contextmanager
