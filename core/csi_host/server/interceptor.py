@@ -96,6 +96,8 @@ class HostInterceptor(grpc.ServerInterceptor):
             with self._call(rpc, message, context) as outcome:
                 try:
                     for response in behavior(message, context):
+                        # A stream may go on for hours, and its reader can ask for the rest of it.
+                        self._refuse_when_stopping(rpc)
                         yield _checked(response, rpc)
                 except GeneratorExit:
                     outcome.code = grpc.StatusCode.CANCELLED

@@ -20,6 +20,8 @@ from csi_host.services.identity import IdentityServer, expansion_of, services_of
 
 _IDENTITY_WORKERS = 2
 _LIGHT_WORKERS = 4
+# A stream lasts for as long as its reader likes: with threads of their own, streams cannot take those of other calls.
+_STREAM_WORKERS = 16
 # Asked several times before each stage and publish; a driver may override them, so Identity has threads of its own.
 _LIGHT_RPCS = frozenset(
     {"ControllerGetCapabilities", "GroupControllerGetCapabilities", "NodeGetCapabilities", "NodeGetInfo"}
@@ -58,6 +60,7 @@ class CsiServer:
             DaemonPool(workers, "rpc"),
             DaemonPool(_LIGHT_WORKERS, "light"),
             DaemonPool(_IDENTITY_WORKERS, "identity"),
+            DaemonPool(_STREAM_WORKERS, "stream"),
         ]
         self._slow_calls = SlowCallLog(self.in_flight, log_slow_interval, _LOGGER)
         identity = IdentityServer(
@@ -136,10 +139,10 @@ class CsiServer:
         return self._is_serving and all(pool.is_open for pool in self._pools)
 
     def _grpc_server(self, interceptors: Sequence[grpc.ServerInterceptor]) -> grpc.Server:
-        workers, light, identity = self._pools
+        workers, light, identity, streams = self._pools
         host = HostInterceptor(
             calls=self.in_flight,
-            pools=dict(_own_pools(light=light, identity=identity)),
+            pools=dict(_own_pools(light=light, identity=identity, streams=streams)),
             is_serving=lambda: self._is_serving,
             logger=_LOGGER,
         )
@@ -152,10 +155,14 @@ class CsiServer:
         )
 
 
-def _own_pools(*, light: ThreadPoolExecutor, identity: ThreadPoolExecutor) -> Iterator[tuple[str, ThreadPoolExecutor]]:
+def _own_pools(
+    *, light: ThreadPoolExecutor, identity: ThreadPoolExecutor, streams: ThreadPoolExecutor
+) -> Iterator[tuple[str, ThreadPoolExecutor]]:
     for service in csi_pb2.DESCRIPTOR.services_by_name.values():
-        for rpc in service.methods_by_name:
-            if service.name == "Identity":
+        for rpc, method in service.methods_by_name.items():
+            if method.server_streaming:
+                yield f"/{service.full_name}/{rpc}", streams
+            elif service.name == "Identity":
                 yield f"/{service.full_name}/{rpc}", identity
             elif rpc in _LIGHT_RPCS:
                 yield f"/{service.full_name}/{rpc}", light

@@ -9,6 +9,7 @@ from csi_host_rbd.backend import Backend
 from csi_host_rbd.ceph.cluster import Connections, Timeouts
 from csi_host_rbd.ceph.writes import WriteObserver, Writes
 from csi_host_rbd.chains import Chains
+from csi_host_rbd.changed_blocks import ChangedBlocks
 from csi_host_rbd.cluster_mapping import ClusterMapping
 from csi_host_rbd.clusters import Clusters
 from csi_host_rbd.contents import Contents
@@ -19,6 +20,7 @@ from csi_host_rbd.node import RbdNodeServer
 from csi_host_rbd.options import RbdOptions
 from csi_host_rbd.places import Places
 from csi_host_rbd.removal import Removal
+from csi_host_rbd.snapshot_metadata import RbdSnapshotMetadataServer
 from csi_host_rbd.snapshots import Snapshots
 from csi_host_rbd.volumes import Volumes
 
@@ -46,15 +48,16 @@ def create_driver(
         ceph_conf=options.ceph_conf,
         connect_timeout=options.connect_timeout,
     )
+    places = Places(backend, ClusterMapping(options.mapping_file))
     return Driver(
-        controller=_controller(context, options, backend),
+        controller=_controller(context, options, places),
+        snapshot_metadata=RbdSnapshotMetadataServer(context, blocks=ChangedBlocks(places)),
         node=RbdNodeServer(context, backend=backend, attachers=Attachers([qemu], default=options.mounter)),
         close=connections.close,
     )
 
 
-def _controller(context: HostContext, options: RbdOptions, backend: Backend) -> RbdControllerServer:
-    places = Places(backend, ClusterMapping(options.mapping_file))
+def _controller(context: HostContext, options: RbdOptions, places: Places) -> RbdControllerServer:
     removal = Removal(manager_timeout=options.manager_timeout)
     chains = Chains(options.limits, manager_timeout=options.manager_timeout)
     contents = Contents(places=places, chains=chains, operation_locks=context.operation_locks)

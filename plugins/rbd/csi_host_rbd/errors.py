@@ -56,3 +56,11 @@ class FlattenPending(Aborted):
 
 class TooManySnapshots(ResourceExhausted):
     """An image has as many snapshots as it may have; room is being made."""
+
+
+class SnapshotsUnrelated(InvalidArgument):
+    """Two snapshots are not an older and a newer one of the same volume."""
+
+
+class SnapshotEncrypted(FailedPrecondition):
+    """What the image has at an offset is not what the volume has there."""

@@ -1,6 +1,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -10,10 +11,15 @@ from csi_host.driver import Driver, HostContext
 from csi_host.errors import NotFound
 from csi_host.proto import csi_pb2
 from csi_host.request import Request, current_request
+from csi_host.services.controller import ControllerServer
 from csi_host.services.snapshot_metadata import SnapshotMetadataServer
 from csi_host.testing.server import serving
 
 SECRET = "AQBhunter2hunter2=="
+CAPABILITY = csi_pb2.VolumeCapability(
+    block=csi_pb2.VolumeCapability.BlockVolume(),
+    access_mode=csi_pb2.VolumeCapability.AccessMode(mode=csi_pb2.VolumeCapability.AccessMode.SINGLE_NODE_WRITER),
+)
 REQUEST = csi_pb2.GetMetadataAllocatedRequest(snapshot_id="snap-1", secrets={"userKey": SECRET})
 
 
@@ -96,3 +102,35 @@ def test_a_stream_whose_reader_leaves_is_closed_and_logged_as_cancelled(context:
         # The generator is closed before its surroundings are: wait for those as well.
         assert not served.server.in_flight.wait_until_none(deadline=time.monotonic() + 10)
     assert [line["code"] for line in log.lines("GetMetadataAllocated")] == ["CANCELLED"]
+
+
+def test_streams_that_nobody_reads_leave_the_threads_to_other_calls(context: HostContext) -> None:
+    class Controller(ControllerServer):
+        def ValidateVolumeCapabilities(
+            self, request: csi_pb2.ValidateVolumeCapabilitiesRequest, context: grpc.ServicerContext
+        ) -> csi_pb2.ValidateVolumeCapabilitiesResponse:
+            del request, context
+            return csi_pb2.ValidateVolumeCapabilitiesResponse(message="answered")
+
+    driver = Driver(snapshot_metadata=Blocks(context, 10**9), controller=Controller(context))
+    with serving(driver, workers=2) as served:
+        streams = [served.snapshot_metadata.GetMetadataAllocated(REQUEST) for _ in range(4)]
+        for stream in streams:
+            next(stream)
+        request = csi_pb2.ValidateVolumeCapabilitiesRequest(volume_id="volume", volume_capabilities=[CAPABILITY])
+        assert served.controller.ValidateVolumeCapabilities(request, timeout=30).message == "answered"
+        for stream in streams:
+            stream.cancel()
+        assert not served.server.in_flight.wait_until_none(deadline=time.monotonic() + 10)
+
+
+def test_a_stream_ends_when_the_server_stops(context: HostContext) -> None:
+    with serving(Driver(snapshot_metadata=Blocks(context, 10**9))) as served:
+        stream = served.snapshot_metadata.GetMetadataAllocated(REQUEST)
+        next(stream)
+        with ThreadPoolExecutor(1) as stopping:
+            stopped = stopping.submit(served.server.stop, 30)
+            with pytest.raises(grpc.RpcError) as caught:
+                list(stream)
+            assert stopped.result() == []
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

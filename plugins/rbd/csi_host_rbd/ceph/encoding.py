@@ -34,6 +34,10 @@ class Decoder:
         self._content = content
         self._position = 0
 
+    def flag(self) -> bool:
+        """Read a truth value, as what may be there begins with one that says whether it is."""
+        return self._take(1) != b"\0"
+
     def u32(self) -> int:
         """Read an unsigned 32-bit number."""
         return int(self._unpack(_LENGTH)[0])

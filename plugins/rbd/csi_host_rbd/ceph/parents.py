@@ -31,7 +31,7 @@ class Parent:
 
 def parent_of(pool: Pool, image_id: str) -> Parent | None:
     """Return what an image is a clone of, None when it stands alone; raises ImageNotFound. 1 operation."""
-    parent = _ask(pool, image_id, "parent_get", b"", lambda answer: answer.versioned(_parent))
+    parent = ask(pool, image_id, "parent_get", b"", lambda answer: answer.versioned(_parent))
     return None if parent.pool_id == _NO_POOL else parent
 
 
@@ -58,7 +58,7 @@ def is_attached(pool: Pool, image_id: str, pool_at: PoolAt) -> bool:
     if parent is None:
         return False
     try:
-        children = _ask(
+        children = ask(
             pool_at(parent.pool_id, parent.namespace),
             parent.image_id,
             "children_list",
@@ -79,7 +79,8 @@ def _child(answer: Decoder) -> tuple[int, str, str]:
     return pool_id, namespace, image_id
 
 
-def _ask(pool: Pool, image_id: str, method: str, question: bytes, read: Callable[[Decoder], T]) -> T:
+def ask(pool: Pool, image_id: str, method: str, question: bytes, read: Callable[[Decoder], T]) -> T:
+    """Return what a method of the OSD's class ``rbd`` answers for an image; raises ImageNotFound. 1 operation."""
     step = f"asking image {pool.spec(f'id {image_id}')} for {method}"
     try:
         with translated(step):
