@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from csi_host.kms import KmsTypes
 from csi_host.locks import OperationLocks, SnapshotLocks, VolumeLocks
 from csi_host.node.stats import VolumeStats
 from csi_host.process import Runner
@@ -51,6 +52,7 @@ class HostContext:
     operation_locks: OperationLocks
     run: Runner
     volume_stats: Callable[[Path], VolumeStats]
+    kms_types: KmsTypes = field(default_factory=KmsTypes)
 
 
 @dataclass(frozen=True, kw_only=True)

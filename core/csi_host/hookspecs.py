@@ -8,6 +8,7 @@ import grpc
 import pluggy
 
 from csi_host.driver import Driver, DriverType, HostContext
+from csi_host.kms import KmsType
 from csi_host.node.stats import VolumeStats
 
 ENTRY_POINT_GROUP = "csi_host"
@@ -35,6 +36,11 @@ class HookSpecs:
     @hookspec
     def csi_host_interceptors(self, context: HostContext) -> Sequence[grpc.ServerInterceptor]:
         """Return gRPC server interceptors to run inside the host's own."""
+        raise NotImplementedError
+
+    @hookspec
+    def csi_host_kms_providers(self) -> Sequence[KmsType]:
+        """Return kinds of key management systems, for every driver that encrypts volumes."""
         raise NotImplementedError
 
     @hookspec

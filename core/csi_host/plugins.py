@@ -20,6 +20,7 @@ import csi_host.proto.csi_pb2  # noqa: F401  the import itself is the effect, se
 from csi_host.driver import Driver, DriverType, HostContext
 from csi_host.errors import Unimplemented
 from csi_host.hookspecs import ENTRY_POINT_GROUP, HookSpecs
+from csi_host.kms import KmsType, KmsTypes
 from csi_host.node.stats import VolumeStats
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class _Plugin:
     module: Any
     manager: pluggy.PluginManager
     drivers: Sequence[DriverType] = field(default=())
+    kms_types: Sequence[KmsType] = field(default=())
 
     def broken(self, error: BaseException) -> BrokenPlugin:
         return BrokenPlugin(distribution=self.distribution, entry_point=self.entry_point, cause=_one_line(error))
@@ -137,6 +139,12 @@ class Plugins:
         if name not in self._drivers:
             raise UnknownDriver(self._why_unknown(name))
         return self._drivers[name]
+
+    def kms_types(self) -> KmsTypes:
+        """Return the kinds of key management systems; of one name that two bring, neither can be used."""
+        return KmsTypes(
+            (kms_type, str(plugin.distribution)) for plugin in self._plugins for kms_type in plugin.kms_types
+        )
 
     def volume_stats(self, volume_path: Path) -> VolumeStats:
         """Return the first plugin's answer about what is mounted at ``volume_path``; raises what the plugin raises."""
@@ -220,9 +228,13 @@ def _load_alone(entry_point: EntryPoint, distribution: Distribution) -> _Plugin:
     manager = _manager()
     manager.register(module, name=entry_point.name)
     _check_hooks(manager, module)
-    drivers = [_checked(each, DriverType) for each in manager.hook.csi_host_register_driver()]
     return _Plugin(
-        distribution=distribution, entry_point=entry_point.name, module=module, manager=manager, drivers=drivers
+        distribution=distribution,
+        entry_point=entry_point.name,
+        module=module,
+        manager=manager,
+        drivers=[_checked(each, DriverType) for each in manager.hook.csi_host_register_driver()],
+        kms_types=[_checked(each, KmsType) for several in manager.hook.csi_host_kms_providers() for each in several],
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from csi_host.driver import Driver
 from csi_host.errors import NotFound, Unimplemented
+from csi_host.kms import KmsTypeConflict
 from csi_host.node.stats import VolumeStats
 from csi_host.plugins import PluginConflict, PluginError, Plugins, UnknownDriver
 from csi_host.testing.contexts import host_context
@@ -249,3 +250,34 @@ print(*plugins.drivers(), *({"rados", "rbd", "cephfs"} & set(sys.modules)), sep=
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "cephfs,rbd\n"
+
+
+def kms_source(*names: str) -> str:
+    return f"""
+from csi_host.hookspecs import hookimpl
+from csi_host.kms import KmsType
+@hookimpl
+def csi_host_kms_providers():
+    return [KmsType(name=name, summary="a test", create=lambda request: request.kms_id) for name in {names!r}]
+"""
+
+
+def test_kinds_of_kms_come_from_every_plugin_and_a_broken_one_stops_no_other(install: Install) -> None:
+    plugins = install(
+        one=kms_source("safe", "box"),
+        other=kms_source("cloud"),
+        broken=kms_source("bad").replace("    return [", "    1 / 0; ["),
+        wrong=kms_source().replace("    return [", "    return ['no KmsType'] + ["),
+        good=GOOD,
+    )
+    assert plugins.kms_types().names == ["box", "cloud", "safe"]
+    assert [each.entry_point for each in plugins.broken] == ["broken", "wrong"]
+    assert "expected a KmsType, got 'no KmsType'" in str(plugins.broken[1])
+    assert list(plugins.drivers()) == ["good"]
+
+
+def test_two_kinds_of_kms_of_one_name_are_refused_naming_both_distributions(install: Install) -> None:
+    types = install(one=kms_source("safe"), other=kms_source("safe", "box")).kms_types()
+    with pytest.raises(KmsTypeConflict, match=r"'safe' is brought by csi-one 2\.3 and csi-other 2\.3"):
+        types.find("safe")
+    assert types.find("box").name == "box"

@@ -3,6 +3,7 @@ import logging
 import pytest
 
 from csi_host.errors import InvalidArgument
+from csi_host_rbd.encryption.parameters import EncryptionParameters
 from csi_host_rbd.features import Feature
 from csi_host_rbd.parameters import parse_parameters
 
@@ -44,7 +45,9 @@ def test_a_class_needs_a_cluster_and_a_pool_and_has_defaults_for_the_rest() -> N
         ({"objectSize": "3000000"}, "objectSize"),
         ({"objectSize": "2048"}, "objectSize"),
         ({"objectSize": "67108864"}, "objectSize"),
-        ({"encrypted": "true"}, "encrypted"),
+        ({"encrypted": "true", "encryptionType": "file"}, "encryptionType"),
+        ({"encrypted": "true", "encryptionType": ""}, "encryptionType"),
+        ({"encrypted": "true", "encryptionType": "Block"}, "encryptionType"),
         ({"encrypted": "yes"}, "encrypted"),
         ({"topologyConstrainedPools": "[]"}, "topologyConstrainedPools"),
     ],
@@ -69,6 +72,15 @@ def test_features_are_passed_as_a_whole() -> None:
 def test_journaling_is_for_the_clients_built_on_librbd(mounter: str) -> None:
     parameters = parse_parameters({**_CLASS, "imageFeatures": "exclusive-lock,journaling", "mounter": mounter})
     assert parameters.features == Feature.EXCLUSIVE_LOCK | Feature.JOURNALING
+
+
+def test_a_volume_is_encrypted_when_the_class_says_so_and_the_kms_is_the_default_one_unless_named() -> None:
+    assert parse_parameters(_CLASS).encryption is None
+    assert parse_parameters({**_CLASS, "encrypted": "false", "encryptionType": "file"}).encryption is None
+    for named, kms_id in [({}, "default"), ({"encryptionKMSID": ""}, "default"), ({"encryptionKMSID": "v"}, "v")]:
+        parameters = parse_parameters({**_CLASS, "encrypted": "true", **named})
+        assert parameters.encryption == EncryptionParameters(kms_id=kms_id, encryption_type="block")
+        assert parameters.passed_on == {**_CLASS, "encrypted": "true", **named}
 
 
 def test_striping_is_read_in_bytes_and_an_object_size_becomes_an_order() -> None:

@@ -60,5 +60,7 @@ def test_the_metadata_has_the_licence_and_asks_for_no_tool_of_ours(wheel: ZipFil
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
     needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
-    assert {line.partition(">")[0] for line in needed} == {"pluggy", "grpcio", "protobuf", "click", "pyyaml"}
+    assert {line.partition(">")[0] for line in needed} == {
+        "pluggy", "grpcio", "protobuf", "click", "pyyaml", "cryptography", "urllib3",
+    }  # fmt: skip
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())

@@ -59,6 +59,8 @@ def _log_start(plugins: Plugins, config: HostConfig) -> None:
         log.warning(warning)
     for broken in plugins.broken:
         log.warning(str(broken))
+    for conflict in plugins.kms_types().conflicts:
+        log.warning(str(conflict))
     settings = " ".join(f"{name}={text_of(each.value)!r}" for name, each in config.settled.items())
     log.info(f"csi-host {__version__} starts with {settings}")
 
@@ -81,6 +83,7 @@ def _context(plugins: Plugins, config: HostConfig) -> HostContext:
         operation_locks=OperationLocks(),
         run=run,
         volume_stats=GuardedStats(plugins.volume_stats, budget_seconds=_STATS_SECONDS),
+        kms_types=plugins.kms_types(),
     )
 
 

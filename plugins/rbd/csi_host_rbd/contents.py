@@ -22,6 +22,8 @@ from csi_host_rbd.ceph.create import ImageOptions, SnapshotSpec, clone_image, cr
 from csi_host_rbd.ceph.failures import ImageNotFound
 from csi_host_rbd.ceph.image import Image, SnapshotNamespace, open_image
 from csi_host_rbd.chains import Chains
+from csi_host_rbd.encryption.keys import KeySource
+from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.errors import SnapshotNotFound, SourceUnfit, VolumeNotFound
 from csi_host_rbd.features import Feature
 from csi_host_rbd.journal import Reservation
@@ -60,6 +62,11 @@ class Content(Protocol):
         """What a clone inherits."""
         ...
 
+    @property
+    def key_source(self) -> KeySource | None:
+        """Where the passphrase comes from; None for what is not encrypted."""
+        ...
+
     def check(self) -> None:
         """Raise FlattenPending or TooManySnapshots when nothing can be made of it now."""
         ...
@@ -82,6 +89,7 @@ class Blank:
 
     size_bytes = 0
     metadata: Mapping[str, str] = MappingProxyType({})
+    key_source: KeySource | None = None
 
     def check(self) -> None:
         """There is nothing in the way."""
@@ -108,6 +116,7 @@ class OfSnapshot:
         self._depth = chains.depth(place, source.pool, image.image_id)
         self.size_bytes = image.size_bytes
         self.metadata = image.metadata()
+        self.key_source: KeySource | None = None
 
     def check(self) -> None:
         """Raise FlattenPending when the chain is too long."""
@@ -141,6 +150,7 @@ class OfVolume:
         self._depth = chains.depth(place, source.pool, image.image_id)
         self.size_bytes = image.size_bytes
         self.metadata = image.metadata()
+        self.key_source: KeySource | None = None
 
     def check(self) -> None:
         """Raise FlattenPending when the chain is too long, TooManySnapshots when the volume has too many."""
@@ -178,9 +188,12 @@ class OfVolume:
 class Contents:
     """Finds what a source names."""
 
-    def __init__(self, *, places: Places, chains: Chains, operation_locks: OperationLocks) -> None:
+    def __init__(
+        self, *, places: Places, chains: Chains, encryption: Encryption, operation_locks: OperationLocks
+    ) -> None:
         self._places = places
         self._chains = chains
+        self._encryption = encryption
         self._operations = operation_locks
 
     @contextmanager
@@ -211,6 +224,7 @@ class Contents:
                     content = OfSnapshot(place, source, image, self._chains)
             except ImageNotFound as reason:
                 raise SnapshotNotFound(f"{_SNAPSHOT_FIELD}: {handle}: {reason}") from reason
+            content.key_source = self._encryption.source_of(source, content.metadata, handle, secrets)
             yield content
 
     @contextmanager
@@ -230,7 +244,9 @@ class Contents:
                     raise SourceUnfit(
                         f"image {image.spec} lacks the feature layering, without which no snapshot can be cloned"
                     )
-                yield OfVolume(place, source, image, self._chains)
+                content = OfVolume(place, source, image, self._chains)
+                content.key_source = self._encryption.source_of(source, content.metadata, handle, secrets)
+                yield content
 
 
 def drop_source_snapshot(place: Place, pool: Pool, image_id: str, name: str) -> None:

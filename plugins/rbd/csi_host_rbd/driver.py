@@ -14,6 +14,8 @@ from csi_host_rbd.cluster_mapping import ClusterMapping
 from csi_host_rbd.clusters import Clusters
 from csi_host_rbd.contents import Contents
 from csi_host_rbd.controller import RbdControllerServer
+from csi_host_rbd.encryption.sections import KmsSections
+from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.image_metadata import NamesOnImages
 from csi_host_rbd.making import VolumeMaker
 from csi_host_rbd.node import RbdNodeServer
@@ -60,12 +62,14 @@ def create_driver(
 def _controller(context: HostContext, options: RbdOptions, places: Places) -> RbdControllerServer:
     removal = Removal(manager_timeout=options.manager_timeout)
     chains = Chains(options.limits, manager_timeout=options.manager_timeout)
-    contents = Contents(places=places, chains=chains, operation_locks=context.operation_locks)
+    encryption = Encryption(kms_types=context.kms_types, sections=KmsSections(options.kms_file))
+    contents = Contents(places=places, chains=chains, encryption=encryption, operation_locks=context.operation_locks)
     names = NamesOnImages(are_written=context.set_metadata, cluster_name=context.cluster_name)
     volumes = Volumes(
         places=places,
         maker=VolumeMaker(contents=contents, removal=removal, names=names),
         removal=removal,
+        encryption=encryption,
         volume_locks=context.volume_locks,
         operation_locks=context.operation_locks,
     )
@@ -75,6 +79,7 @@ def _controller(context: HostContext, options: RbdOptions, places: Places) -> Rb
         chains=chains,
         removal=removal,
         names=names,
+        encryption=encryption,
         snapshot_locks=context.snapshot_locks,
         operation_locks=context.operation_locks,
     )

@@ -299,7 +299,7 @@ class Journal:
             source=values.get(_SOURCE, ""),
             kms_id=values.get(_KMS_ID, ""),
             # ceph-csi before v3.8 knew one type only, and did not write it.
-            encryption_type=values.get(_ENCRYPTION_TYPE, "block" if values.get(_KMS_ID) else ""),
+            encryption_type=values.get(_ENCRYPTION_TYPE) or ("block" if values.get(_KMS_ID) else ""),
         )
 
     def _attributes(self) -> list[str]:

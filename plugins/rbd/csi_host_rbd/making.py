@@ -16,6 +16,9 @@ from csi_host_rbd.ceph.create import ImageOptions
 from csi_host_rbd.ceph.failures import ImageExists, ImageNotFound
 from csi_host_rbd.ceph.image import open_image
 from csi_host_rbd.contents import Content, Contents, Source, VolumeSource, drop_source_snapshot
+from csi_host_rbd.encryption.keys import Keys
+from csi_host_rbd.encryption.service import check_source, differs, forget
+from csi_host_rbd.encryption.state import read_state
 from csi_host_rbd.errors import VolumeDiffers
 from csi_host_rbd.image_metadata import NamesOnImages
 from csi_host_rbd.image_naming import TEMPORARY_SUFFIX
@@ -34,7 +37,7 @@ _TAKE_OVER_PAUSE_SECONDS = 0.2
 class WantedVolume:
     """What CreateVolume asks for: ``size_bytes`` is already rounded, ``capacity`` what the caller accepts.
 
-    A volume that is made from a source has at least the source's size.
+    A volume that is made from a source has at least the source's size. ``keys`` is None for one without encryption.
     """
 
     name: str
@@ -42,6 +45,7 @@ class WantedVolume:
     capacity: CapacityRange
     parameters: VolumeParameters
     source: Source = None
+    keys: Keys | None = None
     requirement: TopologyRequirement | None = None
 
     @property
@@ -90,12 +94,20 @@ class VolumeMaker:
         with self._contents.opened(wanted.source, place, secrets) as content:
             content.check()
             _size(wanted, content)
-            parameters = wanted.parameters
-            reservation = place.volumes.reserve(wanted.name, prefix=parameters.name_prefix, owner=parameters.owner)
+            _check_keys(wanted, content)
+            parameters, encryption = wanted.parameters, wanted.parameters.encryption
+            reservation = place.volumes.reserve(
+                wanted.name,
+                prefix=parameters.name_prefix,
+                owner=parameters.owner,
+                kms_id=encryption.kms_id if encryption else "",
+                encryption_type=encryption.encryption_type if encryption else "",
+            )
             return self._make_image(wanted, place, reservation, content)
 
     def resume(self, wanted: WantedVolume, place: Place, found: Reservation, secrets: Mapping[str, str]) -> Volume:
         """Take over what an earlier call of this name left: a whole volume, or the beginning of one."""
+        _check_encryption(wanted, found)
         try:
             return self._accept(wanted, place, found)
         except HalfMade:
@@ -105,6 +117,7 @@ class VolumeMaker:
                 # There was a whole image, so this is a deletion that was cut off. It is finished first, and the new
                 # volume gets a handle of its own: a DeleteVolume of the old one may be on its way.
                 self._removal.finish_in_trash(place, found)
+                _forget_passphrase(wanted, place, found)
                 place.volumes.undo(found)
                 return self.make(wanted, place, secrets)
         return self._make_again(wanted, place, found, secrets)
@@ -114,6 +127,7 @@ class VolumeMaker:
         with self._contents.opened(wanted.source, place, secrets) as content:
             content.check()
             _size(wanted, content)
+            _check_keys(wanted, content)
             if isinstance(wanted.source, VolumeSource):
                 self._removal.remove_intermediate(place, found.pool, found.image_name)
                 # Under which name ceph-csi takes its snapshot of the source.
@@ -128,13 +142,16 @@ class VolumeMaker:
                 image_id=image_names.read_image_id(pool, name), size_bytes=size_bytes, metadata=content.metadata
             )
             content.withdraw(name)
+            if content.key_source is not None and wanted.keys is not None:
+                with open_image(pool, image_id=found.image_id) as image:
+                    wanted.keys.copy(image, str(place.handle(reservation)), source=content.key_source)
             volume = self._finish(wanted, place, reservation, found, size_bytes=_size(wanted, content))
         except ImageExists:
             return self._take_over(wanted, place, reservation)
         except Exception as error:
             # Only after an error that leaves the outcome open the retry goes on from here.
             if not isinstance(error, CsiError) or error.is_final:
-                self._undo(place, reservation, content, because_of=error)
+                self._undo(wanted, place, reservation, content, because_of=error)
             raise
         content.settle(pool, name)
         return volume
@@ -145,7 +162,8 @@ class VolumeMaker:
             there = _Found(image_id=image.image_id, size_bytes=image.size_bytes, metadata=image.metadata())
         if found.image_id or wanted.source is None:
             _check_size(wanted, there.size_bytes)
-        elif not parents.is_attached(found.pool, there.image_id, place.cluster.pool_at):
+        elif wanted.keys is not None or not parents.is_attached(found.pool, there.image_id, place.cluster.pool_at):
+            # Also where it may lack its passphrase: the source is not at hand here.
             raise HalfMade(f"the cloning of image {found.pool.spec(found.image_name)} was cut off")
         size_bytes = there.size_bytes if found.image_id else max(there.size_bytes, _asked(wanted))
         if isinstance(wanted.source, VolumeSource):
@@ -159,8 +177,11 @@ class VolumeMaker:
         changes = self._names.changes(
             wanted.parameters.metadata, present=found.metadata, is_copy=wanted.source is not None
         )
-        if changes or found.size_bytes < size_bytes:
+        keys = wanted.keys if wanted.source is None and read_state(found.metadata) is None else None
+        if changes or keys is not None or found.size_bytes < size_bytes:
             with open_image(reservation.pool, image_id=found.image_id) as image:
+                if keys is not None:
+                    keys.prepare(image, str(place.handle(reservation)))
                 changes.apply(image)
                 if found.size_bytes < size_bytes:
                     image.resize(size_bytes)
@@ -180,10 +201,13 @@ class VolumeMaker:
         image_names.remove_remnants(reservation.pool, reservation.image_name)
         raise Aborted(f"the beginnings of image {reservation.image_name} were removed; ask again to have it made")
 
-    def _undo(self, place: Place, reservation: Reservation, content: Content, *, because_of: Exception) -> None:
+    def _undo(
+        self, wanted: WantedVolume, place: Place, reservation: Reservation, content: Content, *, because_of: Exception
+    ) -> None:
         try:
             self._removal.remove_image(place, reservation.pool, reservation.image_name)
             content.withdraw(reservation.image_name)
+            _forget_passphrase(wanted, place, reservation)
             place.volumes.undo(reservation)
         except CsiError as error:
             first = because_of if isinstance(because_of, CsiError) else type(because_of).__name__
@@ -200,6 +224,28 @@ def volume_of(place: Place, reservation: Reservation, size_bytes: int) -> Volume
         namespace=reservation.pool.namespace,
         image_name=reservation.image_name,
     )
+
+
+def _check_keys(wanted: WantedVolume, content: Content) -> None:
+    """Raise what would keep the new image from getting its passphrase, before it is made."""
+    if wanted.source is not None:
+        check_source(wanted.keys, content.key_source)
+    if wanted.keys is not None:
+        wanted.keys.check()
+
+
+def _check_encryption(wanted: WantedVolume, found: Reservation) -> None:
+    difference = differs(wanted.parameters.encryption, found)
+    if difference:
+        raise VolumeDiffers(
+            f"name: {wanted.name} is a volume already that is {difference}, which is not what parameters[encrypted], "
+            "[encryptionKMSID] and [encryptionType] ask for"
+        )
+
+
+def _forget_passphrase(wanted: WantedVolume, place: Place, reservation: Reservation) -> None:
+    if wanted.keys is not None:
+        forget(wanted.keys, str(place.handle(reservation)))
 
 
 def _size(wanted: WantedVolume, content: Content) -> int:

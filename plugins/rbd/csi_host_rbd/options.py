@@ -56,6 +56,13 @@ OPTIONS = (
         metavar="FILE",
     ),
     DriverOption(
+        name="kmsconfig",
+        help="The JSON file with the key management systems of encrypted volumes, as ceph-csi has it.",
+        default=Path("/etc/ceph-csi-encryption-kms-config/config.json"),
+        parse=Path,
+        metavar="FILE",
+    ),
+    DriverOption(
         name="mounter",
         help="How an image becomes a block device where the StorageClass names no mounter: rbd, rbd-nbd or qemu.",
         default="rbd",
@@ -127,6 +134,7 @@ class RbdOptions:
 
     clusters_file: Path
     mapping_file: Path
+    kms_file: Path
     ceph_conf: Path
     mounter: str
     qemu_directory: Path
@@ -142,6 +150,7 @@ class RbdOptions:
         return cls(
             clusters_file=options["cephcsiconfig"],
             mapping_file=options["clustermapping"],
+            kms_file=options["kmsconfig"],
             ceph_conf=options["cephconf"],
             mounter=options["mounter"],
             qemu_directory=options["qemudirectory"],

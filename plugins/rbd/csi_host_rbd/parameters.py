@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import ClassVar
 
 from csi_host.errors import InvalidArgument
+from csi_host_rbd.encryption.parameters import EncryptionParameters, parse_encryption
 from csi_host_rbd.features import parse_features
 from csi_host_rbd.options import MOUNTERS
 from csi_host_rbd.topology import TopologyPool, parse_pools
@@ -84,6 +85,7 @@ class VolumeParameters:
     topology_pools: tuple[TopologyPool, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     passed_on: Mapping[str, str] = field(default_factory=dict)
+    encryption: EncryptionParameters | None = None
 
 
 def parse_parameters(parameters: Mapping[str, str]) -> VolumeParameters:
@@ -92,7 +94,6 @@ def parse_parameters(parameters: Mapping[str, str]) -> VolumeParameters:
     ``passed_on`` is what the node gets to see in volume_context: everything but the pools of a topology and the
     provisioner's own ``csi.storage.k8s.io/`` keys.
     """
-    _refuse_unserved(parameters)
     _warn_of_unknown(parameters)
     cluster_id = _required(parameters, "clusterID")
     pools = parse_pools(parameters.get("topologyConstrainedPools", ""))
@@ -119,6 +120,7 @@ def parse_parameters(parameters: Mapping[str, str]) -> VolumeParameters:
             for name, value in parameters.items()
             if name not in _KEPT_BACK and not name.startswith(RESERVED_PREFIX)
         },
+        encryption=_encryption(parameters),
     )
 
 
@@ -142,10 +144,9 @@ def parse_name_prefix(parameters: Mapping[str, str], name: str, default: str) ->
     return prefix
 
 
-def _refuse_unserved(parameters: Mapping[str, str]) -> None:
-    """Refuse what would change where or how data is kept and is not served: ignoring it would be a broken promise."""
-    if parse_bool("encrypted", parameters.get("encrypted") or "false"):
-        raise InvalidArgument("parameters[encrypted]: encrypted volumes are not served by this version; leave it out")
+def _encryption(parameters: Mapping[str, str]) -> EncryptionParameters | None:
+    is_encrypted = parse_bool("encrypted", parameters.get("encrypted") or "false")
+    return parse_encryption(parameters) if is_encrypted else None
 
 
 def _warn_of_unknown(parameters: Mapping[str, str]) -> None:

@@ -6,6 +6,8 @@ import click
 
 from csi_host.driver import Driver, DriverType, HostContext
 from csi_host.hookspecs import hookimpl
+from csi_host.kms import KmsType
+from csi_host_rbd.encryption.providers import built_in_kms_types
 from csi_host_rbd.options import OPTIONS
 
 
@@ -25,6 +27,12 @@ def csi_host_register_driver() -> DriverType:
         create=_create,
         options=OPTIONS,
     )
+
+
+@hookimpl
+def csi_host_kms_providers() -> Sequence[KmsType]:
+    """Return the KMS types that need nothing but a secret, or a Vault server."""
+    return built_in_kms_types()
 
 
 @hookimpl

@@ -22,6 +22,7 @@ from csi_host_rbd.ceph.image import Image, SnapshotNamespace, open_image
 from csi_host_rbd.chains import Chains
 from csi_host_rbd.clusters import ClusterNotConfigured
 from csi_host_rbd.contents import Contents, OfVolume
+from csi_host_rbd.encryption.service import Encryption, forget
 from csi_host_rbd.errors import SnapshotDiffers, SnapshotInUse, SnapshotNotFound
 from csi_host_rbd.features import Feature
 from csi_host_rbd.image_metadata import NamesOnImages
@@ -71,6 +72,7 @@ class Snapshots:
         chains: Chains,
         removal: Removal,
         names: NamesOnImages,
+        encryption: Encryption,
         snapshot_locks: SnapshotLocks,
         operation_locks: OperationLocks,
     ) -> None:
@@ -79,6 +81,7 @@ class Snapshots:
         self._chains = chains
         self._removal = removal
         self._names = names
+        self._encryption = encryption
         self._locks = snapshot_locks
         self._operations = operation_locks
 
@@ -91,17 +94,17 @@ class Snapshots:
             self._locks.hold(wanted.name),
             self._contents.of_volume(wanted.volume_id, None, secrets, Operation.CREATE) as source,
         ):
-            cluster_id = self._cluster_id(wanted, source.place)
+            # Before anything is made: whether a handle can be given.
+            self._cluster_id(wanted, source.place)
             found = source.place.snapshots.find(wanted.name)
-            snapshot = self._make(wanted, source) if found is None else self._resume(wanted, source, found)
-            return replace(snapshot, snapshot_id=replace(snapshot.snapshot_id, cluster_id=cluster_id))
+            return self._make(wanted, source) if found is None else self._resume(wanted, source, found)
 
     def delete(self, handle: str, secrets: Mapping[str, str]) -> None:
         """Delete a snapshot; fine when there is none. Raises OperationPending while a volume is made from it."""
         with self._locks.hold(lock_key(handle)), self._operations.hold(Operation.DELETE, lock_key(handle)):
             try:
                 with self._places.snapshot(handle, secrets) as (place, reservation):
-                    self._delete(place, reservation)
+                    self._delete(place, reservation, handle, secrets)
             except SnapshotNotFound as reason:
                 log.info(f"nothing to delete: {reason}")
 
@@ -124,8 +127,15 @@ class Snapshots:
     def _make(self, wanted: WantedSnapshot, source: OfVolume) -> Snapshot:
         source.check_room()
         parameters = wanted.parameters
+        if source.key_source is not None:
+            source.key_source.keys.check()
         reservation = source.place.snapshots.reserve(
-            wanted.name, prefix=parameters.name_prefix, owner=parameters.owner, source=source.source.image_name
+            wanted.name,
+            prefix=parameters.name_prefix,
+            owner=parameters.owner,
+            source=source.source.image_name,
+            kms_id=source.source.kms_id,
+            encryption_type=source.source.encryption_type,
         )
         return self._make_image(wanted, source, reservation)
 
@@ -142,9 +152,13 @@ class Snapshots:
                 return self._make_image(wanted, source, found)
             # It was whole, so this is a deletion that was cut off. It is finished first.
             self._removal.finish_in_trash(place, found)
+            self._forget_passphrase(wanted, source, found)
             place.snapshots.undo(found)
             return self._make(wanted, source)
-        if not found.image_id and not parents.is_attached(found.pool, image_id, place.cluster.pool_at):
+        if not found.image_id and (
+            # An encrypted one may lack its passphrase, or have what its source had before.
+            found.kms_id or not parents.is_attached(found.pool, image_id, place.cluster.pool_at)
+        ):
             self._removal.remove_image(place, found.pool, found.image_name, snapshots=[found.image_name])
             return self._make_image(wanted, source, found)
         source.withdraw(found.image_name)
@@ -162,13 +176,16 @@ class Snapshots:
         except Exception as error:
             # Only after an error that leaves the outcome open the retry goes on from here.
             if not isinstance(error, CsiError) or error.is_final:
-                self._undo(source, reservation, because_of=error)
+                self._undo(wanted, source, reservation, because_of=error)
             raise
 
     def _finish(self, wanted: WantedSnapshot, source: OfVolume, reservation: Reservation, image_id: str) -> Snapshot:
         """Give the image its snapshot and names, and write down that it is whole."""
         place, pool, name = source.place, reservation.pool, reservation.image_name
+        handle = self._handle(wanted, place, reservation)
         with open_image(pool, image_id=image_id) as image:
+            if source.key_source is not None and not reservation.image_id:
+                source.key_source.keys.copy(image, str(handle), source=source.key_source)
             self._names.changes(wanted.parameters.metadata, present=image.metadata(), is_copy=True).apply(image)
             if not _has_snapshot(image, name):
                 image.create_snapshot(name)
@@ -176,12 +193,20 @@ class Snapshots:
         if reservation.image_id != image_id:
             place.snapshots.store_image_id(reservation, image_id)
         return Snapshot(
-            snapshot_id=place.handle(reservation),
+            snapshot_id=handle,
             volume_id=wanted.volume_id,
             size_bytes=size_bytes,
             created_at=created_at.replace(tzinfo=UTC),
             is_ready=self._is_ready(place, reservation, image_id),
         )
+
+    def _handle(self, wanted: WantedSnapshot, place: Place, reservation: Reservation) -> VolumeId:
+        """Return what the CO calls it: in the words of the class, if that names another entry for the same place."""
+        return replace(place.handle(reservation), cluster_id=self._cluster_id(wanted, place))
+
+    def _forget_passphrase(self, wanted: WantedSnapshot, source: OfVolume, reservation: Reservation) -> None:
+        if source.key_source is not None:
+            forget(source.key_source.keys, str(self._handle(wanted, source.place, reservation)))
 
     def _is_ready(self, place: Place, reservation: Reservation, image_id: str) -> bool:
         """Whether a volume can be made from it; its chain is cut when it is getting long."""
@@ -190,23 +215,27 @@ class Snapshots:
             self._chains.shorten(place, reservation.pool, reservation.image_name, depth)
         return not self._chains.is_too_deep(depth + 1)
 
-    def _undo(self, source: OfVolume, reservation: Reservation, *, because_of: Exception) -> None:
+    def _undo(
+        self, wanted: WantedSnapshot, source: OfVolume, reservation: Reservation, *, because_of: Exception
+    ) -> None:
         pool, name = reservation.pool, reservation.image_name
         try:
             self._removal.remove_image(source.place, pool, name, snapshots=[name])
             source.withdraw(name)
+            self._forget_passphrase(wanted, source, reservation)
             source.place.snapshots.undo(reservation)
         except CsiError as error:
             first = because_of if isinstance(because_of, CsiError) else type(because_of).__name__
             raise Aborted(f"{first}; and what was made could not be removed yet: {error}") from because_of
 
-    def _delete(self, place: Place, reservation: Reservation) -> None:
+    def _delete(self, place: Place, reservation: Reservation, handle: str, secrets: Mapping[str, str]) -> None:
         # A CreateSnapshot of the same name must not take over what is being removed.
         with self._locks.hold(*([reservation.name] if reservation.name else [])):
             try:
                 self._delete_image(place, reservation)
             except ImageNotFound:
                 self._removal.finish_in_trash(place, reservation)
+            self._encryption.forget(reservation, handle, secrets)
             place.snapshots.undo(reservation)
 
     def _delete_image(self, place: Place, reservation: Reservation) -> None:

@@ -7,12 +7,15 @@ What each failure leaves behind, and who mends it:
 * an operation fails for good: image and reservation are undone; if that fails as well, the code is not final;
 * the process dies between two steps of ``delete``: the image is in the trash or gone, and the journal still knows
   the handle; the retry goes on from there;
+* the passphrase of an encrypted volume is made when the image is there and destroyed when it is gone, each before the
+  journal says so (encryption/keys.py);
 * two callers: the locks of the name and of the handle let one through.
 """
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from csi_host.capacity import CapacityRange
 from csi_host.locks import Operation, OperationLocks, VolumeLocks
@@ -20,6 +23,7 @@ from csi_host_rbd.candidates import Candidate, candidates_of, is_beside_source
 from csi_host_rbd.ceph.failures import ImageNotFound
 from csi_host_rbd.ceph.image import Image, SnapshotNamespace, open_image
 from csi_host_rbd.credentials import Credentials
+from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.errors import VolumeHasSnapshots, VolumeInUse, VolumeIsSecondary, VolumeNotFound
 from csi_host_rbd.image_naming import uuid_in
 from csi_host_rbd.journal import Reservation
@@ -43,12 +47,14 @@ class Volumes:
         places: Places,
         maker: VolumeMaker,
         removal: Removal,
+        encryption: Encryption,
         volume_locks: VolumeLocks,
         operation_locks: OperationLocks,
     ) -> None:
         self._places = places
         self._maker = maker
         self._removal = removal
+        self._encryption = encryption
         self._locks = volume_locks
         self._operations = operation_locks
 
@@ -59,6 +65,9 @@ class Volumes:
         call is at it, and for a volume that is made from a source what is wrong with that.
         """
         credentials = Credentials.from_secrets(secrets)
+        parameters = wanted.parameters
+        keys = self._encryption.keys_of_class(parameters.encryption, secrets, owner=parameters.owner)
+        wanted = replace(wanted, keys=keys)
         with ExitStack() as stack:
             stack.enter_context(self._locks.hold(wanted.name))
             candidates = [
@@ -103,30 +112,35 @@ class Volumes:
         with self._locks.hold(lock_key(handle)), self._operations.hold(Operation.DELETE, lock_key(handle)):
             try:
                 with self._places.volume(handle, secrets) as (place, reservation):
-                    self._delete(place, reservation)
+                    self._delete(place, reservation, handle, secrets)
             except VolumeNotFound as reason:
                 log.info(f"nothing to delete: {reason}")
 
-    def _delete(self, place: Place, reservation: Reservation) -> None:
+    def _delete(self, place: Place, reservation: Reservation, handle: str, secrets: Mapping[str, str]) -> None:
         # A CreateVolume of the same name must not take over what is being removed.
         with self._locks.hold(*([reservation.name] if reservation.name else [])):
+            is_owned_here = True
             try:
-                self._delete_image(place, reservation)
+                is_owned_here = self._delete_image(place, reservation)
             except ImageNotFound:
                 self._removal.finish_in_trash(place, reservation)
+            if is_owned_here:
+                self._encryption.forget(reservation, handle, secrets)
             place.volumes.undo(reservation)
 
-    def _delete_image(self, place: Place, reservation: Reservation) -> None:
+    def _delete_image(self, place: Place, reservation: Reservation) -> bool:
+        """Take the image away; returns whether it was this cluster's to remove."""
         pool, name = reservation.pool, reservation.image_name
         with open_image(pool, name=name, read_only=True) as image:
             is_owned_here = _check_deletable(image, place.cluster.config.mirror_daemon_count)
             image_id, leftovers = image.image_id, _leftovers(image)
         if not is_owned_here:
-            return
+            return False
         self._removal.remove_intermediate(place, pool, name)
         if leftovers:
             self._removal.remove_snapshots(pool, name, leftovers)
         self._removal.trash(place, pool, name, image_id)
+        return True
 
 
 def _check_any(candidates: Sequence[tuple[Candidate, Place]]) -> None:

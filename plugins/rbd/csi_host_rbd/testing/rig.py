@@ -2,17 +2,20 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from csi_host.kms import KmsTypes
 from csi_host.process import run
 from csi_host.proto import csi_pb2
 from csi_host.testing.contexts import host_context
 from csi_host.testing.server import Served, serving
+from csi_host_rbd.ceph.writes import WriteObserver
 from csi_host_rbd.driver import create_driver
+from csi_host_rbd.encryption.providers import built_in_kms_types
 from csi_host_rbd.options import OPTIONS
 from csi_host_rbd.testing.operations import OperationCounter
 from csi_host_rbd.testing.pools import PoolView
@@ -112,17 +115,28 @@ def write_clusters_file(pool: PoolView, directory: Path) -> Path:
 
 @contextmanager
 def rbd_rig(
-    pool: PoolView, directory: Path, *, options: dict[str, Any] | None = None, workers: int = 40, **overrides: Any
+    pool: PoolView,
+    directory: Path,
+    *,
+    options: dict[str, Any] | None = None,
+    workers: int = 40,
+    observers: Sequence[WriteObserver] = (),
+    **overrides: Any,
 ) -> Iterator[RbdRig]:
-    """Serve the rbd driver on ``pool``; ``options`` are the driver's, ``overrides`` fields of HostContext."""
+    """Serve the rbd driver on ``pool``; ``options`` are the driver's, ``overrides`` fields of HostContext.
+
+    ``observers`` hear of every durable step.
+    """
     settings: dict[str, Any] = {option.name: option.default for option in OPTIONS} | {
         "cephcsiconfig": write_clusters_file(pool, directory),
         "qemudirectory": directory / "qemu",
+        "kmsconfig": directory / "kms.json",
     }
-    context = host_context(directory, options=settings | (options or {}), run=run)
+    kms_types = KmsTypes((each, "csi-host") for each in built_in_kms_types())
+    context = host_context(directory, options=settings | (options or {}), run=run, kms_types=kms_types)
     with tempfile.TemporaryDirectory(prefix="csi-asok-") as sockets:
         counter = OperationCounter(Path(sockets))
-        driver = create_driver(replace(context, **overrides), ceph_settings=counter.settings)
+        driver = create_driver(replace(context, **overrides), ceph_settings=counter.settings, observers=observers)
         try:
             with serving(driver, workers=workers) as served:
                 yield RbdRig(served=served, pool=pool, counter=counter, secrets=pool.cluster.secrets())
