@@ -34,11 +34,14 @@ class Rules:
         """Raise TypeError when a server class has half of a pair, or promises what it cannot keep."""
         self._check_halves(server)
         self._check_names(server)
-        advertised = self.advertised_by(server)
+        self.check_needs(server.__name__, self.advertised_by(server))
+
+    def check_needs(self, server_name: str, advertised: frozenset[str]) -> None:
+        """Raise TypeError when one of the ``advertised`` capabilities needs another that is not among them."""
         for name in sorted(advertised):
             for either in self.needs.get(name, ()):
                 if not either & advertised:
-                    raise TypeError(f"{server.__name__}: {name} needs {self._how_to_have(either)} as well")
+                    raise TypeError(f"{server_name}: {name} needs {self._how_to_have(either)} as well")
 
     def _check_halves(self, server: type[Any]) -> None:
         for rpcs in (*self.methods.values(), *self.without_capability):

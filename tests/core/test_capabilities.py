@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from csi_host.services.controller import ControllerServer
 from csi_host.services.group_controller import GroupControllerServer
 from csi_host.services.node import NodeServer
 from csi_host.services.snapshot_metadata import SnapshotMetadataServer
+from csi_host.testing.contexts import host_context
 
 ENUMS = {
     "Controller": csi_pb2.ControllerServiceCapability.RPC.Type,
@@ -185,3 +187,18 @@ def test_methods_of_a_base_class_count() -> None:
         features = frozenset({"CLONE_VOLUME"})
 
     assert advertised(WithClones) == {"CREATE_DELETE_VOLUME", "CLONE_VOLUME"}
+
+
+def test_an_instance_can_withhold_what_its_configuration_does_not_allow(tmp_path: Path) -> None:
+    context = host_context(tmp_path)
+    server = made("Controller", "ListVolumes", "GetCapacity")
+    assert server(context).advertised() == {"LIST_VOLUMES", "GET_CAPACITY"}
+    assert server(context, withheld=frozenset({"LIST_VOLUMES"})).advertised() == {"GET_CAPACITY"}
+
+
+def test_an_instance_that_would_keep_what_needs_the_withheld_is_refused(tmp_path: Path) -> None:
+    context = host_context(tmp_path)
+    server = made("Controller", "ListVolumes", features={"VOLUME_CONDITION"})
+    with pytest.raises(TypeError, match="VOLUME_CONDITION needs GET_VOLUME"):
+        server(context, withheld=frozenset({"LIST_VOLUMES"}))
+    assert server(context, withheld=frozenset({"LIST_VOLUMES", "VOLUME_CONDITION"})).advertised() == set()

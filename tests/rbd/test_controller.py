@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
 from csi_host.proto import csi_pb2
+from csi_host_rbd.testing.pools import PoolView
 from csi_host_rbd.testing.rig import GIB, SECONDS, RbdRig, block, mounted, rbd_rig
 
 pytestmark = pytest.mark.ceph
@@ -334,9 +336,10 @@ def test_an_image_that_is_open_somewhere_is_not_deleted_and_the_error_says_where
     assert rig.pool.images() == []
 
 
-def test_a_volume_without_secrets_is_not_deleted(rig: RbdRig) -> None:
-    volume = rig.create("pvc-1")
-    request = csi_pb2.DeleteVolumeRequest(volume_id=volume.volume_id)
-    code, message = _refusal(lambda: rig.served.controller.DeleteVolume(request, timeout=SECONDS))
+def test_a_volume_without_secrets_is_not_deleted(pool: PoolView, tmp_path: Path) -> None:
+    with rbd_rig(pool, tmp_path, options={"controllersecret": None}) as rig:
+        volume = rig.create("pvc-1")
+        request = csi_pb2.DeleteVolumeRequest(volume_id=volume.volume_id)
+        code, message = _refusal(lambda: rig.served.controller.DeleteVolume(request, timeout=SECONDS))
     assert (code, "secrets" in message) == (grpc.StatusCode.INVALID_ARGUMENT, True)
-    assert len(rig.pool.images()) == 1
+    assert len(pool.images()) == 1

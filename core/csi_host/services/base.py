@@ -13,14 +13,19 @@ class ServiceServer:
 
     ``features`` adds capabilities that no method shows; ``unadvertised`` holds back ones whose methods are served.
     A class with half of a pair, or with a promise it cannot keep, is refused with TypeError when it is made.
+
+    ``withheld`` holds capabilities back for one instance, whose configuration lacks what they need; an instance that
+    would advertise something without what it needs is refused as well.
     """
 
     rules: ClassVar[Rules]
     features: ClassVar[frozenset[str]] = frozenset()
     unadvertised: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, context: HostContext) -> None:
+    def __init__(self, context: HostContext, *, withheld: frozenset[str] = frozenset()) -> None:
         self.context = context
+        self._withheld = withheld
+        self.rules.check_needs(type(self).__name__, self.advertised())
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -29,8 +34,12 @@ class ServiceServer:
 
     @classmethod
     def capabilities(cls) -> frozenset[str]:
-        """Return the names of the capabilities to advertise."""
+        """Return the names of the capabilities that the class has."""
         return cls.rules.advertised_by(cls)
+
+    def advertised(self) -> frozenset[str]:
+        """Return the names of the capabilities to advertise."""
+        return self.capabilities() - self._withheld
 
 
 def _answer_unimplemented(server: type[Any], service: str) -> None:

@@ -23,10 +23,10 @@ class ControllerServer(ServiceServer, csi_pb2_grpc.ControllerServicer):
         request: csi_pb2.ControllerGetCapabilitiesRequest,  # noqa: ARG002 - an empty message
         context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
     ) -> csi_pb2.ControllerGetCapabilitiesResponse:
-        """Answer with what the class can do."""
+        """Answer with what this server can do."""
         return csi_pb2.ControllerGetCapabilitiesResponse(
             capabilities=[
                 csi_pb2.ControllerServiceCapability(rpc=csi_pb2.ControllerServiceCapability.RPC(type=_Type.Value(name)))
-                for name in sorted(self.capabilities(), key=_Type.Value)
+                for name in sorted(self.advertised(), key=_Type.Value)
             ]
         )

@@ -17,12 +17,12 @@ class GroupControllerServer(ServiceServer, csi_pb2_grpc.GroupControllerServicer)
         request: csi_pb2.GroupControllerGetCapabilitiesRequest,  # noqa: ARG002 - an empty message
         context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
     ) -> csi_pb2.GroupControllerGetCapabilitiesResponse:
-        """Answer with what the class can do."""
+        """Answer with what this server can do."""
         return csi_pb2.GroupControllerGetCapabilitiesResponse(
             capabilities=[
                 csi_pb2.GroupControllerServiceCapability(
                     rpc=csi_pb2.GroupControllerServiceCapability.RPC(type=_Type.Value(name))
                 )
-                for name in sorted(self.capabilities(), key=_Type.Value)
+                for name in sorted(self.advertised(), key=_Type.Value)
             ]
         )

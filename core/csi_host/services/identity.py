@@ -92,7 +92,7 @@ def services_of(driver: Driver, *, has_topology: bool) -> frozenset[Service]:
 def expansion_of(driver: Driver) -> Expansion | None:
     """Return how volumes grow; None when neither of the driver's services can expand one."""
     servers = [server for server in (driver.controller, driver.node) if server is not None]
-    if not any("EXPAND_VOLUME" in server.capabilities() for server in servers):
+    if not any("EXPAND_VOLUME" in server.advertised() for server in servers):
         return None
     return driver.controller.expansion if driver.controller is not None else "ONLINE"
 

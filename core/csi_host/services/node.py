@@ -24,7 +24,7 @@ class NodeServer(ServiceServer, csi_pb2_grpc.NodeServicer):
 
     @classmethod
     def capabilities(cls) -> frozenset[str]:
-        """Return the names of the capabilities to advertise."""
+        """Return the names of the capabilities that the class has."""
         names = super().capabilities()
         if "GET_VOLUME_STATS" in names and cls.NodeGetVolumeStats is NodeServer.NodeGetVolumeStats:
             return names | {"VOLUME_CONDITION"}
@@ -51,11 +51,11 @@ class NodeServer(ServiceServer, csi_pb2_grpc.NodeServicer):
         request: csi_pb2.NodeGetCapabilitiesRequest,  # noqa: ARG002 - an empty message
         context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
     ) -> csi_pb2.NodeGetCapabilitiesResponse:
-        """Answer with what the class can do."""
+        """Answer with what this server can do."""
         return csi_pb2.NodeGetCapabilitiesResponse(
             capabilities=[
                 csi_pb2.NodeServiceCapability(rpc=csi_pb2.NodeServiceCapability.RPC(type=_Type.Value(name)))
-                for name in sorted(self.capabilities(), key=_Type.Value)
+                for name in sorted(self.advertised(), key=_Type.Value)
             ]
         )
 

@@ -52,7 +52,7 @@ class Settings:
     """What to run csi-sanity with. Sizes are bytes; ``skip`` is a regular expression over the specs' names.
 
     ``controller_endpoint`` is for a driver whose controller is a process of its own. ``parameters`` are a
-    StorageClass's, ``secret`` goes with every call that takes one.
+    StorageClass's, ``mutable_parameters`` a VolumeAttributesClass's, ``secret`` goes with every call that takes one.
     """
 
     endpoint: str
@@ -61,6 +61,7 @@ class Settings:
     volume_bytes: int = 1 << 30
     expanded_bytes: int = 2 << 30
     parameters: Mapping[str, str] = field(default_factory=dict)
+    mutable_parameters: Mapping[str, str] = field(default_factory=dict)
     secret: Mapping[str, str] = field(default_factory=dict)
     skip: str = ""
     timeout_seconds: float = 540.0
@@ -126,6 +127,7 @@ def _arguments(settings: Settings, directory: Path, junit: Path) -> list[str]:
         "csi.testvolumesize": str(settings.volume_bytes),
         "csi.testvolumeexpandsize": str(settings.expanded_bytes),
         "csi.testvolumeparameters": _write_yaml(directory / "parameters.yaml", dict(settings.parameters)),
+        "csi.testvolumemutableparameters": _mutable(settings, directory),
         "csi.secrets": _write_yaml(
             directory / "secrets.yaml", {section: dict(settings.secret) for section in _SECRET_SECTIONS}
         ),
@@ -134,6 +136,12 @@ def _arguments(settings: Settings, directory: Path, junit: Path) -> list[str]:
         "ginkgo.skip": settings.skip,
     }
     return ["-ginkgo.v", "-ginkgo.no-color", *(f"-{name}={value}" for name, value in flags.items() if value)]
+
+
+def _mutable(settings: Settings, directory: Path) -> str:
+    if not settings.mutable_parameters:
+        return ""
+    return _write_yaml(directory / "mutable_parameters.yaml", dict(settings.mutable_parameters))
 
 
 def _write_yaml(path: Path, content: object) -> str:

@@ -61,6 +61,10 @@ class Clusters:
             raise ClusterNotConfigured(f"missing configuration for cluster ID {cluster_id!r} in {self._path}")
         return _Element(self._path, cluster_id, element).config()
 
+    def ids(self) -> list[str]:
+        """Return the ids of all clusters, in order; raises ClustersFileInvalid."""
+        return sorted(self._read())
+
     def _read(self) -> Mapping[str, Mapping[str, Any]]:
         with self._guard:
             try:

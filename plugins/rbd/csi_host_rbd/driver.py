@@ -13,14 +13,22 @@ from csi_host_rbd.changed_blocks import ChangedBlocks
 from csi_host_rbd.cluster_mapping import ClusterMapping
 from csi_host_rbd.clusters import Clusters
 from csi_host_rbd.contents import Contents
-from csi_host_rbd.controller import RbdControllerServer
+from csi_host_rbd.controller import RbdControllerServer, Sights
+from csi_host_rbd.controller_secret import ControllerSecret
 from csi_host_rbd.encryption.sections import KmsSections
 from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.image_metadata import NamesOnImages
+from csi_host_rbd.journal import SNAPSHOTS, VOLUMES
+from csi_host_rbd.listed_snapshots import SeenSnapshots
+from csi_host_rbd.listed_volumes import SeenVolumes
+from csi_host_rbd.listing import Listing
 from csi_host_rbd.making import VolumeMaker
+from csi_host_rbd.modifying import VolumeModifier
 from csi_host_rbd.node import RbdNodeServer
 from csi_host_rbd.options import RbdOptions
 from csi_host_rbd.places import Places
+from csi_host_rbd.pool_capacity import Capacities
+from csi_host_rbd.pool_usage import PoolFigures
 from csi_host_rbd.removal import Removal
 from csi_host_rbd.snapshot_metadata import RbdSnapshotMetadataServer
 from csi_host_rbd.snapshots import Snapshots
@@ -42,7 +50,10 @@ def create_driver(
         writes=Writes(*observers),
     )
     backend = Backend(
-        clusters=Clusters(options.clusters_file), connections=connections, instance_id=context.instance_id
+        clusters=Clusters(options.clusters_file),
+        connections=connections,
+        instance_id=context.instance_id,
+        controller_secret=ControllerSecret(options.controller_secret),
     )
     qemu = QemuAttacher(
         run=context.run,
@@ -52,14 +63,14 @@ def create_driver(
     )
     places = Places(backend, ClusterMapping(options.mapping_file))
     return Driver(
-        controller=_controller(context, options, places),
+        controller=_controller(context, options, backend, places),
         snapshot_metadata=RbdSnapshotMetadataServer(context, blocks=ChangedBlocks(places)),
         node=RbdNodeServer(context, backend=backend, attachers=Attachers([qemu], default=options.mounter)),
         close=connections.close,
     )
 
 
-def _controller(context: HostContext, options: RbdOptions, places: Places) -> RbdControllerServer:
+def _controller(context: HostContext, options: RbdOptions, backend: Backend, places: Places) -> RbdControllerServer:
     removal = Removal(manager_timeout=options.manager_timeout)
     chains = Chains(options.limits, manager_timeout=options.manager_timeout)
     encryption = Encryption(kms_types=context.kms_types, sections=KmsSections(options.kms_file))
@@ -83,4 +94,24 @@ def _controller(context: HostContext, options: RbdOptions, places: Places) -> Rb
         snapshot_locks=context.snapshot_locks,
         operation_locks=context.operation_locks,
     )
-    return RbdControllerServer(context, volumes=volumes, snapshots=snapshots)
+    return RbdControllerServer(
+        context,
+        volumes=volumes,
+        snapshots=snapshots,
+        sights=_sights(backend, places, chains),
+        modifier=VolumeModifier(places=places, volume_locks=context.volume_locks),
+        default_mounter=options.mounter,
+        has_secret=backend.controller_secret.is_configured,
+    )
+
+
+def _sights(backend: Backend, places: Places, chains: Chains) -> Sights:
+    figures = PoolFigures()
+    volumes, snapshots = (
+        Listing(backend=backend, kind=kind, letter=letter) for kind, letter in ((VOLUMES, "v"), (SNAPSHOTS, "s"))
+    )
+    return Sights(
+        volumes=SeenVolumes(backend=backend, places=places, listing=volumes, figures=figures),
+        snapshots=SeenSnapshots(places=places, chains=chains, listing=snapshots),
+        capacities=Capacities(backend=backend, figures=figures),
+    )

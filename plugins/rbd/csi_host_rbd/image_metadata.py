@@ -1,7 +1,7 @@
 """What an image says of whom it belongs to: Kubernetes' names, under ceph-csi's keys."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from csi_host_rbd.ceph.image import Image
 from csi_host_rbd.parameters import METADATA_PARAMETERS, SNAPSHOT_METADATA_PARAMETERS
@@ -14,11 +14,16 @@ _KEYS = frozenset({*METADATA_PARAMETERS, *SNAPSHOT_METADATA_PARAMETERS, CLUSTER_
 class MetadataChanges:
     """What is to be written and removed."""
 
-    wanted: Mapping[str, str]
+    wanted: Mapping[str, str] = field(default_factory=dict)
     unwanted: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.wanted or self.unwanted)
+
+    def __add__(self, other: "MetadataChanges") -> "MetadataChanges":
+        return MetadataChanges(
+            wanted={**self.wanted, **other.wanted}, unwanted=self.unwanted | other.unwanted - other.wanted.keys()
+        )
 
     def apply(self, image: Image) -> None:
         """Write and remove it, on an image open for writing."""

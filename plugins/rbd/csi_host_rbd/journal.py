@@ -165,6 +165,29 @@ class Journal:
         """Return the reservation of a handle's uuid, None when there is none. 1 operation."""
         return self._read(self._pool, uuid, journal_pool=None)
 
+    def names(self, *, start_after: str = "", entries: int) -> list[tuple[str, str]]:
+        """Return up to ``entries`` CO names after one, in order, each with what the directory has for it.
+
+        1 operation; an empty list is the end.
+        """
+        try:
+            page = omap.read_page(
+                self._pool,
+                self._directory,
+                start_after=self._key(start_after),
+                prefix=self._kind.prefix,
+                entries=entries,
+            )
+        except ObjectNotFound:
+            return []
+        return [(key.removeprefix(self._kind.prefix), value) for key, value in page.items()]
+
+    def reservation(self, name: str, value: str) -> Reservation | None:
+        """Return what a directory entry leads to, None when it is stale; nothing is undone. 1 operation."""
+        pool, uuid = self._locate(value)
+        found = None if pool is None else self._read(pool, uuid, journal_pool=self._pool)
+        return found if found is not None and found.name == name else None
+
     def reserve(
         self,
         name: str,

@@ -23,6 +23,7 @@ from csi_host_rbd.errors import VolumeDiffers
 from csi_host_rbd.image_metadata import NamesOnImages
 from csi_host_rbd.image_naming import TEMPORARY_SUFFIX
 from csi_host_rbd.journal import Reservation
+from csi_host_rbd.modification import Modification
 from csi_host_rbd.parameters import VolumeParameters
 from csi_host_rbd.places import Place
 from csi_host_rbd.removal import Removal
@@ -46,6 +47,7 @@ class WantedVolume:
     parameters: VolumeParameters
     source: Source = None
     keys: Keys | None = None
+    modification: Modification = field(default_factory=Modification)
     requirement: TopologyRequirement | None = None
 
     @property
@@ -178,6 +180,9 @@ class VolumeMaker:
             wanted.parameters.metadata, present=found.metadata, is_copy=wanted.source is not None
         )
         keys = wanted.keys if wanted.source is None and read_state(found.metadata) is None else None
+        if not reservation.image_id:
+            # Of a volume that was whole before, ControllerModifyVolume may have changed what is set here.
+            changes += wanted.modification.changes_of_new(found.metadata, is_copy=wanted.source is not None)
         if changes or keys is not None or found.size_bytes < size_bytes:
             with open_image(reservation.pool, image_id=found.image_id) as image:
                 if keys is not None:

@@ -42,6 +42,13 @@ OPTIONS = (
         metavar="FILE",
     ),
     DriverOption(
+        name="controllersecret",
+        help="A mounted Secret, or a JSON or YAML file, with userID and userKey for the calls that bring no secret.",
+        default=None,
+        parse=Path,
+        metavar="PATH",
+    ),
+    DriverOption(
         name="clustermapping",
         help="The JSON file that pairs the cluster and pool ids of two sites, as ceph-csi has it; need not exist.",
         default=Path("/etc/ceph-csi-config/cluster-mapping.json"),
@@ -133,6 +140,7 @@ class RbdOptions:
     """The driver's settings, typed; times are in seconds."""
 
     clusters_file: Path
+    controller_secret: Path | None
     mapping_file: Path
     kms_file: Path
     ceph_conf: Path
@@ -149,6 +157,7 @@ class RbdOptions:
         options = context.options
         return cls(
             clusters_file=options["cephcsiconfig"],
+            controller_secret=options["controllersecret"],
             mapping_file=options["clustermapping"],
             kms_file=options["kmsconfig"],
             ceph_conf=options["cephconf"],

@@ -64,7 +64,7 @@ class Places:
 
     @contextmanager
     def volume(
-        self, handle: str, secrets: Mapping[str, str], *, field: str = "volume_id"
+        self, handle: str, secrets: Mapping[str, str] | None, *, field: str = "volume_id"
     ) -> Iterator[tuple[Place, Reservation]]:
         """Yield where the volume of a handle is kept and its reservation; raises VolumeNotFound naming ``field``.
 
@@ -80,7 +80,7 @@ class Places:
 
     @contextmanager
     def snapshot(
-        self, handle: str, secrets: Mapping[str, str], *, field: str = "snapshot_id"
+        self, handle: str, secrets: Mapping[str, str] | None, *, field: str = "snapshot_id"
     ) -> Iterator[tuple[Place, Reservation]]:
         """Yield where the snapshot of a handle is kept and its reservation; raises SnapshotNotFound."""
         with self._resolved(SNAPSHOTS, field, handle, secrets) as found:
@@ -88,15 +88,14 @@ class Places:
 
     @contextmanager
     def _resolved(
-        self, kind: Kind, field: str, handle: str, secrets: Mapping[str, str]
+        self, kind: Kind, field: str, handle: str, secrets: Mapping[str, str] | None
     ) -> Iterator[tuple[Place, Reservation]]:
         volume_id = _parsed(kind, field, handle)
-        credentials = Credentials.from_secrets(secrets)
         with ExitStack() as stack:
             missing: CsiError | None = None
             for one in self._everywhere(volume_id):
                 try:
-                    found = stack.enter_context(self._at(kind, field, one, credentials))
+                    found = stack.enter_context(self._at(kind, field, one, secrets))
                 except (ClusterNotServed, _NOT_FOUND[kind]) as reason:
                     missing = missing or reason
                 else:
@@ -112,11 +111,11 @@ class Places:
 
     @contextmanager
     def _at(
-        self, kind: Kind, field: str, volume_id: VolumeId, credentials: Credentials
+        self, kind: Kind, field: str, volume_id: VolumeId, secrets: Mapping[str, str] | None
     ) -> Iterator[tuple[Place, Reservation]]:
         with ExitStack() as stack:
             try:
-                cluster = stack.enter_context(self._backend.open(volume_id.cluster_id, credentials))
+                cluster = stack.enter_context(self._backend.open_with(volume_id.cluster_id, secrets))
                 place = self._place(cluster, cluster.pool_with_id(volume_id.pool_id))
             except ClusterNotConfigured as reason:
                 raise ClusterNotServed(f"{field}: {reason}") from reason
@@ -128,16 +127,16 @@ class Places:
             yield place, reservation
 
     @contextmanager
-    def _migrated(self, handle: str, secrets: Mapping[str, str], field: str) -> Iterator[tuple[Place, Reservation]]:
+    def _migrated(
+        self, handle: str, secrets: Mapping[str, str] | None, field: str
+    ) -> Iterator[tuple[Place, Reservation]]:
         try:
             migrated = parse_migrated(handle)
         except InvalidVolumeId as reason:
             raise VolumeNotFound(f"{field}: {handle!r}: {reason}") from reason
         with ExitStack() as stack:
             try:
-                cluster = stack.enter_context(
-                    self._backend.open(migrated.cluster_id, Credentials.from_secrets(secrets))
-                )
+                cluster = stack.enter_context(self._backend.open_with(migrated.cluster_id, secrets))
                 place = self._place(cluster, cluster.pool(migrated.pool))
             except ClusterNotConfigured as reason:
                 raise ClusterNotServed(f"{field}: {reason}") from reason

@@ -17,6 +17,7 @@ from csi_host_rbd.ceph.bindings import rados
 from csi_host_rbd.ceph.failures import (
     BackendTimeout,
     Blocklisted,
+    ObjectNotFound,
     PoolNotFound,
     error_of,
     translated,
@@ -121,6 +122,29 @@ class Connection:
         """Return a pool's name; raises PoolNotFound."""
         return str(self._look_up(lambda: self._handle.pool_reverse_lookup(pool_id), f"pool with id {pool_id}"))
 
+    def pool_ids_for(self, application: str) -> list[int]:
+        """Return the ids, in order, of the pools that are enabled for an application, or for none. No operation."""
+        return sorted(pool_id for name in self._pool_names() if (pool_id := self._id_for(name, application)))
+
+    def _pool_names(self) -> list[str]:
+        def ask() -> list[str]:
+            # A connection that has had nothing to do for a while knows nothing of the pools that came meanwhile.
+            self._handle.wait_for_latest_osdmap()
+            return list(self._handle.list_pools())
+
+        with translated("listing the pools"):
+            return self._map_threads.call("listing the pools", ask, timeout=self._operation_seconds)
+
+    def _id_for(self, name: str, application: str) -> int:
+        try:
+            pool = self.pool(name)
+            with translated(f"reading the applications of pool {name}"):
+                applications = pool.ioctx.application_list()
+        except (PoolNotFound, ObjectNotFound):
+            # Deleted a moment ago.
+            return 0
+        return pool.pool_id if application in applications or not applications else 0
+
     def _look_up(self, ask: Callable[[], Any], what: str) -> Any:
         step = f"looking up {what}"
         try:
@@ -162,6 +186,19 @@ class Connection:
         except PoolNotFound:
             return False
         return True
+
+    def monitor_command(self, command: Mapping[str, str]) -> str:
+        """Send a command that reads to the monitors and return what they answer; raises BackendTimeout."""
+        step = f"monitor command {command['prefix']!r}"
+        text = json.dumps(command)
+        seconds = seconds_for(step, at_most=self._operation_seconds)
+        with translated(step):
+            code, output, message = self._map_threads.call(
+                step, lambda: self._handle.mon_command(text, b""), timeout=seconds
+            )
+        if code != 0:
+            raise error_of(rados.OSError(str(message), errno=code), f"{step}: {message}")
+        return bytes(output).decode(errors="replace")
 
     def manager_command(self, command: Mapping[str, str], *, timeout: float) -> str:
         """Send a command to the manager and return what it answers.
@@ -280,7 +317,9 @@ class Connections:
         self._closing.set()
         with self._guard:
             slots, self._slots = list(self._slots.values()), {}
-        for slot in slots:
+            # One that a call which nobody waits for still uses is closed by that call, when it ends.
+            unused = [slot for slot in slots if slot.users == 0]
+        for slot in unused:
             slot.close()
 
     def _connected(self, slot: _Slot, monitors: str, credentials: Credentials) -> Connection:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from csi_host_rbd.ceph import bindings, omap
 from csi_host_rbd.ceph.cluster import Connections, Pool, Timeouts
+from csi_host_rbd.ceph.image import open_image
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster
 
@@ -126,6 +127,12 @@ class PoolView:
             if time.monotonic() > deadline:
                 raise AssertionError(f"waited {_SECONDS:g} s in vain until {what}")
             time.sleep(0.1)
+
+    @contextmanager
+    def watched_in_trash(self, image_id: str) -> Iterator[None]:
+        """Have an image in the trash open, by its id, for the length of the ``with``; the tool opens by name only."""
+        with self._connected() as pool, open_image(pool, image_id=image_id):
+            yield
 
     def wait_until_trash_is_empty(self) -> None:
         """Wait until the manager has removed what was put into the trash."""

@@ -131,6 +131,7 @@ def rbd_rig(
         "cephcsiconfig": write_clusters_file(pool, directory),
         "qemudirectory": directory / "qemu",
         "kmsconfig": directory / "kms.json",
+        "controllersecret": pool.cluster.secret_file,
     }
     kms_types = KmsTypes((each, "csi-host") for each in built_in_kms_types())
     context = host_context(directory, options=settings | (options or {}), run=run, kms_types=kms_types)
