@@ -1,8 +1,8 @@
 """The lock managers: try, and answer ABORTED naming the holder; nobody ever waits."""
 
-from csi_host.locks.holders import Holder
-from csi_host.locks.operations import Operation, OperationLocks
-from csi_host.locks.volumes import LockBackend, MemoryLocks, SnapshotLocks, VolumeLocks
+from csi_host.locks.holders import Holder, current_holder
+from csi_host.locks.operations import Operation, OperationLocks, operation_pending
+from csi_host.locks.volumes import LockBackend, MemoryLocks, SnapshotLocks, VolumeLocks, pending
 
 __all__ = [
     "Holder",
@@ -12,4 +12,7 @@ __all__ = [
     "OperationLocks",
     "SnapshotLocks",
     "VolumeLocks",
+    "current_holder",
+    "operation_pending",
+    "pending",
 ]

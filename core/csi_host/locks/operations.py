@@ -28,6 +28,14 @@ _CONFLICTS: dict[Operation, frozenset[Operation]] = {
 }
 
 
+def operation_pending(held: str, identifier: str, holder: Holder) -> OperationPending:
+    """Return the refusal of an operation that the ``held`` one excludes."""
+    article = "an" if held == Operation.EXPAND else "a"
+    return OperationPending(
+        f"{article} {held} operation with given id {identifier} already exists: it has been held by {holder}"
+    )
+
+
 class OperationLocks:
     """Operations that may share a volume or snapshot with others of their kind, but not with every other kind."""
 
@@ -43,11 +51,7 @@ class OperationLocks:
             entries = self._held.get(identifier, [])
             for held, holder in entries:
                 if held in _CONFLICTS[operation]:
-                    article = "an" if held is Operation.EXPAND else "a"
-                    raise OperationPending(
-                        f"{article} {held} operation with given id {identifier} already exists: "
-                        f"it has been held by {holder}"
-                    )
+                    raise operation_pending(held, identifier, holder)
             self._held[identifier] = [*entries, entry]
         try:
             yield

@@ -23,6 +23,12 @@ class LockBackend(Protocol):
         ...
 
 
+def pending(noun: str, key: str, holder: Holder) -> OperationPending:
+    """Return the refusal of a lock that ``holder`` has."""
+    # Log analysers match on ceph-csi's wording, which is the first half of the sentence.
+    return OperationPending(f"an operation with the given {noun} {key} already exists: it has been held by {holder}")
+
+
 class MemoryLocks:
     """Locks in this process's memory: right for one active controller, and for a node."""
 
@@ -66,10 +72,7 @@ class VolumeLocks:
         taken = self._backend.try_acquire(wanted, current_holder())
         if taken is not None:
             key, holder = taken
-            # Log analysers match on ceph-csi's wording, which is the first half of the sentence.
-            raise OperationPending(
-                f"an operation with the given {self.noun} {key} already exists: it has been held by {holder}"
-            )
+            raise pending(self.noun, key, holder)
         try:
             yield
         finally:

@@ -216,7 +216,10 @@ class Contents:
     def _of_snapshot(self, handle: str, target: Place, secrets: Mapping[str, str]) -> Iterator[Content]:
         with (
             self._operations.hold(Operation.RESTORE, lock_key(handle)),
-            self._places.snapshot(handle, secrets, field=_SNAPSHOT_FIELD) as (place, source),
+            self._places.snapshot(handle, secrets, field=_SNAPSHOT_FIELD, operation=Operation.RESTORE) as (
+                place,
+                source,
+            ),
         ):
             _check_cluster(place, target, f"snapshot {handle}")
             try:
@@ -235,7 +238,7 @@ class Contents:
         field = "source_volume_id" if target is None else "volume_content_source.volume.volume_id"
         with (
             self._operations.hold(operation, lock_key(handle)),
-            self._places.volume(handle, secrets, field=field) as (place, source),
+            self._places.volume(handle, secrets, field=field, operation=operation) as (place, source),
         ):
             if target is not None:
                 _check_cluster(place, target, f"volume {handle}")

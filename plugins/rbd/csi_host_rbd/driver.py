@@ -1,5 +1,6 @@
 """The rbd driver, put together."""
 
+import platform
 from collections.abc import Mapping, Sequence
 
 from csi_host.driver import Driver, HostContext
@@ -7,6 +8,7 @@ from csi_host_rbd.attach.qemu import QemuAttacher
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.backend import Backend
 from csi_host_rbd.ceph.cluster import Connections, Timeouts
+from csi_host_rbd.ceph.leases import LeaseCheck
 from csi_host_rbd.ceph.writes import WriteObserver, Writes
 from csi_host_rbd.chains import Chains
 from csi_host_rbd.changed_blocks import ChangedBlocks
@@ -30,6 +32,7 @@ from csi_host_rbd.places import Places
 from csi_host_rbd.pool_capacity import Capacities
 from csi_host_rbd.pool_usage import PoolFigures
 from csi_host_rbd.removal import Removal
+from csi_host_rbd.shared_locks import NoSharedLocks, RadosLocks, SharedLocks
 from csi_host_rbd.snapshot_metadata import RbdSnapshotMetadataServer
 from csi_host_rbd.snapshots import Snapshots
 from csi_host_rbd.volumes import Volumes
@@ -47,8 +50,9 @@ def create_driver(
         timeouts=Timeouts(connect=options.connect_timeout, operation=options.operation_timeout),
         ceph_conf=options.ceph_conf,
         settings=ceph_settings,
-        writes=Writes(*observers),
+        writes=Writes(LeaseCheck(), *observers),
     )
+    shared_locks = _shared_locks(context, options)
     backend = Backend(
         clusters=Clusters(options.clusters_file),
         connections=connections,
@@ -61,12 +65,17 @@ def create_driver(
         ceph_conf=options.ceph_conf,
         connect_timeout=options.connect_timeout,
     )
-    places = Places(backend, ClusterMapping(options.mapping_file))
+    places = Places(backend, ClusterMapping(options.mapping_file), shared_locks)
+
+    def close() -> None:
+        shared_locks.close()
+        connections.close()
+
     return Driver(
         controller=_controller(context, options, backend, places),
         snapshot_metadata=RbdSnapshotMetadataServer(context, blocks=ChangedBlocks(places)),
         node=RbdNodeServer(context, backend=backend, attachers=Attachers([qemu], default=options.mounter)),
-        close=connections.close,
+        close=close,
     )
 
 
@@ -115,3 +124,11 @@ def _sights(backend: Backend, places: Places, chains: Chains) -> Sights:
         snapshots=SeenSnapshots(places=places, chains=chains, listing=snapshots),
         capacities=Capacities(backend=backend, figures=figures),
     )
+
+
+def _shared_locks(context: HostContext, options: RbdOptions) -> SharedLocks:
+    if options.lock_backend == "memory":
+        return NoSharedLocks()
+    # A controller need not be given a node id.
+    node = context.node_id or platform.node()
+    return RadosLocks(instance_id=context.instance_id, node=node, lease_seconds=options.lock_lease)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from csi_host.locks import VolumeLocks
+from csi_host.locks import Operation, VolumeLocks
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.failures import ImageNotFound
 from csi_host_rbd.ceph.image import open_image
@@ -23,7 +23,11 @@ class VolumeModifier:
 
         Each key is a write of its own: cut off between two, the retry writes what is left.
         """
-        with self._locks.hold(lock_key(handle)), self._places.volume(handle, secrets) as (_, reservation):
+        # Other controllers are kept out as by growing: a deletion must not go on beside it.
+        with (
+            self._locks.hold(lock_key(handle)),
+            self._places.volume(handle, secrets, operation=Operation.EXPAND) as (_, reservation),
+        ):
             try:
                 modify_image(reservation.pool, reservation.image_name, modification)
             except ImageNotFound as reason:

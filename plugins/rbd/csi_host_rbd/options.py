@@ -11,12 +11,31 @@ from csi_host_rbd.limits import Limits
 _MAX_DEPTH = 14
 _MAX_SNAPSHOTS = 500
 MOUNTERS = ("rbd", "rbd-nbd", "qemu")
+LOCK_BACKENDS = ("memory", "rados")
+# Shorter ones are lost by a busy machine, longer ones are a day of waiting for a dead controller.
+_SHORTEST_LEASE_SECONDS = 1.0
+_LONGEST_LEASE_SECONDS = 3600.0
 
 
 def _parse_mounter(text: str) -> str:
     if text not in MOUNTERS:
         raise ValueError(f"expected one of {', '.join(MOUNTERS)}, got {text!r}")
     return text
+
+
+def _parse_lock_backend(text: str) -> str:
+    if text not in LOCK_BACKENDS:
+        raise ValueError(f"expected one of {', '.join(LOCK_BACKENDS)}, got {text!r}")
+    return text
+
+
+def _parse_lock_lease(text: str) -> float:
+    seconds = parse_duration(text)
+    if not _SHORTEST_LEASE_SECONDS <= seconds <= _LONGEST_LEASE_SECONDS:
+        raise ValueError(
+            f"expected a duration from {_SHORTEST_LEASE_SECONDS:g} to {_LONGEST_LEASE_SECONDS:g} seconds, got {text!r}"
+        )
+    return seconds
 
 
 def _parse_depth(text: str) -> int:
@@ -105,6 +124,20 @@ OPTIONS = (
         metavar="DURATION",
     ),
     DriverOption(
+        name="lockbackend",
+        help="Where the controller's locks are: memory (one active controller) or also rados (several at once).",
+        default="memory",
+        parse=_parse_lock_backend,
+        metavar="NAME",
+    ),
+    DriverOption(
+        name="locklease",
+        help="How long after a controller's death another one can break its locks, with the rados backend.",
+        default=30.0,
+        parse=_parse_lock_lease,
+        metavar="DURATION",
+    ),
+    DriverOption(
         name="rbdhardmaxclonedepth",
         help="How many images a clone may hang on, one after the other, before nothing is made of it until it is flat.",
         default=8,
@@ -149,6 +182,8 @@ class RbdOptions:
     connect_timeout: float
     operation_timeout: float
     manager_timeout: float
+    lock_backend: str
+    lock_lease: float
     limits: Limits
 
     @classmethod
@@ -166,6 +201,8 @@ class RbdOptions:
             connect_timeout=options["cephconnecttimeout"],
             operation_timeout=options["cephoptimeout"],
             manager_timeout=options["cephmgrtimeout"],
+            lock_backend=options["lockbackend"],
+            lock_lease=options["locklease"],
             limits=Limits(
                 hard_depth=options["rbdhardmaxclonedepth"],
                 soft_depth=options["rbdsoftmaxclonedepth"],

@@ -1,10 +1,11 @@
 """Where volumes and snapshots are kept: a cluster, a pool of it, and the journals that know them."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from csi_host.errors import CsiError, InvalidArgument, NotFound
+from csi_host.locks import Operation, SnapshotLocks, VolumeLocks
 from csi_host_rbd.backend import Backend, Cluster
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.failures import PoolNotFound
@@ -15,9 +16,11 @@ from csi_host_rbd.errors import ClusterNotServed, SnapshotNotFound, VolumeNotFou
 from csi_host_rbd.journal import SNAPSHOTS, VOLUMES, Journal, Kind, Reservation
 from csi_host_rbd.migration import is_migrated, parse_migrated
 from csi_host_rbd.parameters import VolumeParameters
+from csi_host_rbd.shared_locks import SharedLocks
 from csi_host_rbd.volume_id import UUID_LENGTH, VERSION, InvalidVolumeId, VolumeId
 
 _NOUNS = {VOLUMES: "volume", SNAPSHOTS: "snapshot"}
+_LOCK_NOUNS = {VOLUMES: VolumeLocks.noun, SNAPSHOTS: SnapshotLocks.noun}
 _NOT_FOUND: dict[Kind, type[NotFound]] = {VOLUMES: VolumeNotFound, SNAPSHOTS: SnapshotNotFound}
 
 
@@ -42,11 +45,16 @@ class Place:
 
 
 class Places:
-    """Finds the place of a StorageClass, and of what a handle names."""
+    """Finds the place of a StorageClass, and of what a handle names.
 
-    def __init__(self, backend: Backend, mapping: ClusterMapping) -> None:
+    For an ``operation`` what the handle names is locked against other controllers, before anything is read of it: as a
+    source for Create, Clone and Restore, and as a whole for Delete and Expand. The locks in memory are the caller's.
+    """
+
+    def __init__(self, backend: Backend, mapping: ClusterMapping, shared_locks: SharedLocks) -> None:
         self._backend = backend
         self._mapping = mapping
+        self._shared = shared_locks
 
     def cluster_config(self, cluster_id: str) -> ClusterConfig:
         """Return what the configuration says of a cluster; raises ClusterNotConfigured."""
@@ -64,38 +72,61 @@ class Places:
 
     @contextmanager
     def volume(
-        self, handle: str, secrets: Mapping[str, str] | None, *, field: str = "volume_id"
+        self,
+        handle: str,
+        secrets: Mapping[str, str] | None,
+        *,
+        field: str = "volume_id",
+        operation: Operation | None = None,
     ) -> Iterator[tuple[Place, Reservation]]:
         """Yield where the volume of a handle is kept and its reservation; raises VolumeNotFound naming ``field``.
 
         A volume that was migrated to CSI has an image and no journal entry: its reservation has no uuid.
         """
         found = (
-            self._migrated(handle, secrets, field)
+            self._migrated(handle, secrets, field, operation)
             if is_migrated(handle)
-            else self._resolved(VOLUMES, field, handle, secrets)
+            else self._resolved(VOLUMES, field, handle, secrets, operation)
         )
         with found as place_and_reservation:
             yield place_and_reservation
 
     @contextmanager
     def snapshot(
-        self, handle: str, secrets: Mapping[str, str] | None, *, field: str = "snapshot_id"
+        self,
+        handle: str,
+        secrets: Mapping[str, str] | None,
+        *,
+        field: str = "snapshot_id",
+        operation: Operation | None = None,
     ) -> Iterator[tuple[Place, Reservation]]:
         """Yield where the snapshot of a handle is kept and its reservation; raises SnapshotNotFound."""
-        with self._resolved(SNAPSHOTS, field, handle, secrets) as found:
+        with self._resolved(SNAPSHOTS, field, handle, secrets, operation) as found:
             yield found
+
+    def hold_name(self, pool: Pool, kind: Kind, name: str) -> AbstractContextManager[None]:
+        """Hold a CO name against other controllers; ``pool`` is the one whose journal has it or is to have it."""
+        return self._shared.hold(pool, *([name] if name else []), noun=_LOCK_NOUNS[kind])
+
+    @contextmanager
+    def _locked(self, pool: Pool, kind: Kind, key: str, operation: Operation) -> Iterator[None]:
+        is_change = operation in {Operation.DELETE, Operation.EXPAND}
+        with (
+            self._shared.hold(pool, *([key] if is_change else []), noun=_LOCK_NOUNS[kind]),
+            self._shared.hold_operation(pool, operation, key),
+        ):
+            yield
 
     @contextmanager
     def _resolved(
-        self, kind: Kind, field: str, handle: str, secrets: Mapping[str, str] | None
+        self, kind: Kind, field: str, handle: str, secrets: Mapping[str, str] | None, operation: Operation | None
     ) -> Iterator[tuple[Place, Reservation]]:
         volume_id = _parsed(kind, field, handle)
         with ExitStack() as stack:
             missing: CsiError | None = None
             for one in self._everywhere(volume_id):
                 try:
-                    found = stack.enter_context(self._at(kind, field, one, secrets))
+                    found = stack.enter_context(self._at(kind, field, one, secrets, operation))
                 except (ClusterNotServed, _NOT_FOUND[kind]) as reason:
                     missing = missing or reason
                 else:
@@ -111,7 +142,12 @@ class Places:
 
     @contextmanager
     def _at(
-        self, kind: Kind, field: str, volume_id: VolumeId, secrets: Mapping[str, str] | None
+        self,
+        kind: Kind,
+        field: str,
+        volume_id: VolumeId,
+        secrets: Mapping[str, str] | None,
+        operation: Operation | None,
     ) -> Iterator[tuple[Place, Reservation]]:
         with ExitStack() as stack:
             try:
@@ -121,6 +157,9 @@ class Places:
                 raise ClusterNotServed(f"{field}: {reason}") from reason
             except PoolNotFound as reason:
                 raise _NOT_FOUND[kind](f"{field}: {volume_id}: {reason}") from reason
+            if operation is not None:
+                # Under its name here: a handle of another site and one of this site may be the same volume.
+                stack.enter_context(self._locked(place.pool, kind, lock_key(str(volume_id)), operation))
             reservation = place.journal(kind).read(volume_id.uuid)
             if reservation is None:
                 raise _NOT_FOUND[kind](f"{field}: the journal has no {_NOUNS[kind]} {volume_id}")
@@ -128,7 +167,7 @@ class Places:
 
     @contextmanager
     def _migrated(
-        self, handle: str, secrets: Mapping[str, str] | None, field: str
+        self, handle: str, secrets: Mapping[str, str] | None, field: str, operation: Operation | None
     ) -> Iterator[tuple[Place, Reservation]]:
         try:
             migrated = parse_migrated(handle)
@@ -142,6 +181,8 @@ class Places:
                 raise ClusterNotServed(f"{field}: {reason}") from reason
             except PoolNotFound as reason:
                 raise VolumeNotFound(f"{field}: {handle}: {reason}") from reason
+            if operation is not None:
+                stack.enter_context(self._locked(place.pool, VOLUMES, handle, operation))
             yield (
                 place,
                 Reservation(name="", uuid="", pool=place.pool, journal_pool=place.pool, image_name=migrated.image),

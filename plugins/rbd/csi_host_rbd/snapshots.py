@@ -26,7 +26,7 @@ from csi_host_rbd.encryption.service import Encryption, forget
 from csi_host_rbd.errors import SnapshotDiffers, SnapshotInUse, SnapshotNotFound
 from csi_host_rbd.features import Feature
 from csi_host_rbd.image_metadata import NamesOnImages
-from csi_host_rbd.journal import Reservation
+from csi_host_rbd.journal import SNAPSHOTS, Reservation
 from csi_host_rbd.places import Place, Places, lock_key
 from csi_host_rbd.removal import Removal, lasting_watchers
 from csi_host_rbd.snapshot_parameters import SnapshotParameters
@@ -93,6 +93,7 @@ class Snapshots:
         with (
             self._locks.hold(wanted.name),
             self._contents.of_volume(wanted.volume_id, None, secrets, Operation.CREATE) as source,
+            self._places.hold_name(source.place.pool, SNAPSHOTS, wanted.name),
         ):
             # Before anything is made: whether a handle can be given.
             self._cluster_id(wanted, source.place)
@@ -103,7 +104,7 @@ class Snapshots:
         """Delete a snapshot; fine when there is none. Raises OperationPending while a volume is made from it."""
         with self._locks.hold(lock_key(handle)), self._operations.hold(Operation.DELETE, lock_key(handle)):
             try:
-                with self._places.snapshot(handle, secrets) as (place, reservation):
+                with self._places.snapshot(handle, secrets, operation=Operation.DELETE) as (place, reservation):
                     self._delete(place, reservation, handle, secrets)
             except SnapshotNotFound as reason:
                 log.info(f"nothing to delete: {reason}")
@@ -230,7 +231,11 @@ class Snapshots:
 
     def _delete(self, place: Place, reservation: Reservation, handle: str, secrets: Mapping[str, str]) -> None:
         # A CreateSnapshot of the same name must not take over what is being removed.
-        with self._locks.hold(*([reservation.name] if reservation.name else [])):
+        names = [reservation.name] if reservation.name else []
+        with (
+            self._locks.hold(*names),
+            self._places.hold_name(reservation.journal_pool, SNAPSHOTS, reservation.name),
+        ):
             try:
                 self._delete_image(place, reservation)
             except ImageNotFound:

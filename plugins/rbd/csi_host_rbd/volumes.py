@@ -9,7 +9,7 @@ What each failure leaves behind, and who mends it:
   the handle; the retry goes on from there;
 * the passphrase of an encrypted volume is made when the image is there and destroyed when it is gone, each before the
   journal says so (encryption/keys.py);
-* two callers: the locks of the name and of the handle let one through.
+* two callers: the locks of the name and of the handle let one through, in one controller or in two (shared_locks.py).
 """
 
 import logging
@@ -26,7 +26,7 @@ from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.errors import VolumeHasSnapshots, VolumeInUse, VolumeIsSecondary, VolumeNotFound
 from csi_host_rbd.image_naming import uuid_in
-from csi_host_rbd.journal import Reservation
+from csi_host_rbd.journal import VOLUMES, Reservation
 from csi_host_rbd.making import Volume, VolumeMaker, WantedVolume, volume_of
 from csi_host_rbd.places import Place, Places, lock_key
 from csi_host_rbd.removal import Removal, lasting_watchers
@@ -77,6 +77,8 @@ class Volumes:
             if wanted.is_constrained:
                 candidates = [one for one in candidates if is_beside_source(wanted.source, one[1].pool.pool_id)]
                 _check_any(candidates)
+            for pool in dict.fromkeys(place.pool for _, place in candidates):
+                stack.enter_context(self._places.hold_name(pool, VOLUMES, wanted.name))
             for candidate, place in candidates:
                 # An earlier call may have preferred another pool.
                 found = place.volumes.find(wanted.name)
@@ -98,7 +100,7 @@ class Volumes:
         wanted_bytes = image_size(capacity) if capacity.required_bytes else 0
         with (
             self._locks.hold(lock_key(handle)),
-            self._places.volume(handle, secrets) as (place, reservation),
+            self._places.volume(handle, secrets, operation=Operation.EXPAND) as (place, reservation),
             self._operations.hold(Operation.EXPAND, lock_key(handle)),
             _opened(reservation, handle, read_only=False) as image,
         ):
@@ -111,14 +113,18 @@ class Volumes:
         """Delete a volume; fine when there is none. Raises VolumeInUse naming who has the image open."""
         with self._locks.hold(lock_key(handle)), self._operations.hold(Operation.DELETE, lock_key(handle)):
             try:
-                with self._places.volume(handle, secrets) as (place, reservation):
+                with self._places.volume(handle, secrets, operation=Operation.DELETE) as (place, reservation):
                     self._delete(place, reservation, handle, secrets)
             except VolumeNotFound as reason:
                 log.info(f"nothing to delete: {reason}")
 
     def _delete(self, place: Place, reservation: Reservation, handle: str, secrets: Mapping[str, str]) -> None:
         # A CreateVolume of the same name must not take over what is being removed.
-        with self._locks.hold(*([reservation.name] if reservation.name else [])):
+        names = [reservation.name] if reservation.name else []
+        with (
+            self._locks.hold(*names),
+            self._places.hold_name(reservation.journal_pool, VOLUMES, reservation.name),
+        ):
             is_owned_here = True
             try:
                 is_owned_here = self._delete_image(place, reservation)

@@ -22,6 +22,7 @@ from csi_host_rbd.clusters import Clusters
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.errors import SnapshotNotFound
 from csi_host_rbd.places import Places
+from csi_host_rbd.shared_locks import NoSharedLocks
 from csi_host_rbd.testing.disks import Disk, MakeDisk, Reader, Taken, ranges_of, refusal, remove_snapshot, uncovered
 from csi_host_rbd.testing.rig import RbdRig, write_clusters_file
 
@@ -45,7 +46,7 @@ def blocks(rig: RbdRig, tmp_path: Path) -> Iterator[ChangedBlocks]:
     clusters = Clusters(write_clusters_file(rig.pool, tmp_path))
     backend = Backend(clusters=clusters, connections=connections, instance_id="default")
     with closing(connections):
-        yield ChangedBlocks(Places(backend, ClusterMapping(tmp_path / "none.json")))
+        yield ChangedBlocks(Places(backend, ClusterMapping(tmp_path / "none.json"), NoSharedLocks()))
 
 
 @pytest.fixture

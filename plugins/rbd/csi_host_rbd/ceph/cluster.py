@@ -37,6 +37,8 @@ _IMAGE_THREADS = 32
 # which is taken from it after 30 s without a sign of life.
 _OPERATIONS_PER_CALL = 3
 _LOCK_SECONDS = 40.0
+# Much longer than a client's tickets are good for, so that one which slept for hours has to authenticate anew.
+_BLOCKLIST_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class Pool:
 
     ``client_id`` is what the cluster calls this connection. ``ioctx``, ``image_threads`` and ``call_seconds`` (how long
     one call of librbd may take) are for this package alone, as ``has_sibling`` is (whether the cluster has a pool of
-    another name). ``writes`` hears of every durable step.
+    another name) and ``blocklist`` (which shuts the client at an address out). ``writes`` hears of every durable step.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Pool:
         call_seconds: float,
         has_sibling: Callable[[str], bool],
         writes: Writes,
+        blocklist: Callable[[str], None],
     ) -> None:
         self.ioctx = ioctx
         self.client_id = client_id
@@ -77,6 +80,7 @@ class Pool:
         self.call_seconds = call_seconds
         self.has_sibling = has_sibling
         self.writes = writes
+        self.blocklist = blocklist
 
     def spec(self, image: str) -> str:
         """Return the name of an image of this pool as ``rbd`` writes it: ``pool[/namespace]/image``."""
@@ -176,6 +180,7 @@ class Connection:
                     call_seconds=self._call_seconds,
                     has_sibling=self._has_pool,
                     writes=self.writes,
+                    blocklist=self._blocklist,
                 )
                 self._pools[pool_id, namespace] = pool
             return pool
@@ -199,6 +204,18 @@ class Connection:
         if code != 0:
             raise error_of(rados.OSError(str(message), errno=code), f"{step}: {message}")
         return bytes(output).decode(errors="replace")
+
+    def _blocklist(self, address: str) -> None:
+        """Have the cluster refuse the client at ``address`` (``IP:port/nonce``); the OSDs do by our next operation."""
+        step = f"blocklisting the client at {address}"
+
+        def blocklist() -> None:
+            self._handle.blocklist_add(address, _BLOCKLIST_SECONDS)
+            # Our operations then carry the map that says so, and an OSD takes them up only once it has that map.
+            self._handle.wait_for_latest_osdmap()
+
+        with translated(step):
+            self._map_threads.call(step, blocklist, timeout=self._operation_seconds)
 
     def manager_command(self, command: Mapping[str, str], *, timeout: float) -> str:
         """Send a command to the manager and return what it answers.

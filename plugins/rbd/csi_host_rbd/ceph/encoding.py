@@ -22,6 +22,11 @@ def packed(text: str) -> bytes:
     return _LENGTH.pack(len(content)) + content
 
 
+def packed_struct(content: bytes) -> bytes:
+    """Return a structure in its first version."""
+    return _START.pack(1, 1, len(content)) + content
+
+
 def packed_u64(number: int) -> bytes:
     """Return an unsigned 64-bit number."""
     return _UNSIGNED.pack(number)
@@ -38,6 +43,10 @@ class Decoder:
         """Read a truth value, as what may be there begins with one that says whether it is."""
         return self._take(1) != b"\0"
 
+    def u8(self) -> int:
+        """Read an unsigned 8-bit number."""
+        return self._take(1)[0]
+
     def u32(self) -> int:
         """Read an unsigned 32-bit number."""
         return int(self._unpack(_LENGTH)[0])
@@ -53,6 +62,10 @@ class Decoder:
     def text(self) -> str:
         """Read a text."""
         return self._take(self.u32()).decode(errors="replace")
+
+    def raw(self, length: int) -> bytes:
+        """Read so many bytes as they are."""
+        return self._take(length)
 
     def versioned(self, read: Callable[["Decoder"], T]) -> T:
         """Read a structure that says its version and length; what a newer version adds is skipped."""
