@@ -7,7 +7,23 @@ import click
 from csi_host_rbd.devcluster import DEFAULT_DIRECTORY, DevCluster, DevClusterError
 
 
-@click.group()
+class _RbdGroup(click.Group):
+    """The driver's commands; ``fsck`` is imported when it is asked for, as it needs librados."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted([*super().list_commands(ctx), "fsck"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return one command."""
+        if cmd_name != "fsck":
+            return super().get_command(ctx, cmd_name)
+        from csi_host_rbd.fsck_command import fsck  # noqa: PLC0415 (imports librados)
+
+        return fsck
+
+
+@click.group(cls=_RbdGroup)
 def rbd() -> None:
     """Commands of the rbd driver."""
 

@@ -39,6 +39,8 @@ _OPERATIONS_PER_CALL = 3
 _LOCK_SECONDS = 40.0
 # Much longer than a client's tickets are good for, so that one which slept for hours has to authenticate anew.
 _BLOCKLIST_SECONDS = 24 * 3600
+_ENDING_SECONDS = 1.0
+_ENDING_PAUSE_SECONDS = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,9 +251,15 @@ class Connection:
         return handle
 
     def close(self) -> None:
-        """Close it, unless a call still hangs in it: pulling the handle from under that would crash the process."""
-        if self.is_busy:
-            return
+        """Close it, unless a call still hangs in it: pulling the handle from under that would crash the process.
+
+        So does leaving it open till the process ends, hence the moment that a helper's thread needs to end is waited.
+        """
+        deadline = time.monotonic() + _ENDING_SECONDS
+        while self.is_busy:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(_ENDING_PAUSE_SECONDS)
         with self._guard:
             pools, self._pools = self._pools, {}
             manager, self._manager_handle = self._manager_handle, None

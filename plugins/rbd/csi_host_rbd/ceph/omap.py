@@ -5,6 +5,7 @@ characters of a value to compare with instead of its bytes: a key with a NUL and
 would be cut short without an error, and are refused here.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -95,7 +96,8 @@ def _writing(pool: Pool, name: str, step: str) -> Iterator[Any]:
     with translated(what), rados.WriteOpCtx() as operation:
         yield operation
         with pool.writes.step(what):
-            pool.ioctx.operate_write_op(operation, name)
+            # The binding sends its default as it is, and the object would be from 1970.
+            pool.ioctx.operate_write_op(operation, name, int(time.time()))
 
 
 def _compare(operation: Any, key: str, value: str) -> None:
