@@ -32,11 +32,12 @@ PACKAGES_TEST := ceph-mds ceph-fuse
 PACKAGES := $(PACKAGES_PYTHON) $(PACKAGES_CEPH) $(PACKAGES_QEMU) $(PACKAGES_NODE)
 test setup: PACKAGES += $(PACKAGES_TEST)
 
-.PHONY: help run test lint setup packages proto wheel clean
+.PHONY: help run test bench report-volumes report-memory lint setup packages proto wheel clean
 
 help:
 	@sed -n '1,/^$$/s/^# \?//p' Makefile
 	echo '  make setup | lint | proto | wheel | clean  (CONTRIBUTING.md)'
+	echo '  make bench | report-volumes | report-memory  (tests/bench/README.md)'
 
 run: $(INSTALLED)
 	@export PYTHONPATH=examples
@@ -45,6 +46,10 @@ run: $(INSTALLED)
 
 test: lint
 	@exec $(AS_ROOT) $(PYTHON) -m pytest $(ARGS)
+
+# None of these is a part of the tests: they take minutes, and what they say depends on the machine.
+bench report-volumes report-memory: $(INSTALLED_DEV)
+	@exec $(if $(ROOT),$(AS_ROOT),env) PYTHONPATH=tests/bench $(PYTHON) -m csi_host_bench $(@:report-%=%) $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	@.venv/bin/ruff check --quiet

@@ -25,6 +25,8 @@ LEVELS: Mapping[str, int] = {
 }
 # What a record has whatever is logged; everything else was given as ``extra``.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+# Text that repr, JSON and shell quoting all leave as it is: most keys and names.
+_PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 # Short values are often names (a secret has the user beside its key), and parts of other names: replacing "csi" within
 # "csi-vol-1" would shred the message that names the image. They go as whole words only.
 _SHORT = 8
@@ -63,6 +65,8 @@ def withholding(scrubber: Scrubber) -> Iterator[None]:
 class JsonFormatter(logging.Formatter):
     """Time, level, logger, message, the call being served, and what was given as ``extra``."""
 
+    _encode = json.JSONEncoder(ensure_ascii=False, default=repr).encode
+
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line."""
         line: dict[str, object] = {
@@ -78,7 +82,7 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             line["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
         scrubber = _scrubber.get()
-        return json.dumps(line if scrubber is None else _scrubbed(line, scrubber), ensure_ascii=False, default=repr)
+        return self._encode(line if scrubber is None else _scrubbed(line, scrubber))
 
 
 def configure(level: str, stream: TextIO) -> None:
@@ -105,6 +109,8 @@ def _forms(value: str) -> Iterator[str]:
     # Kubernetes secrets often end with a newline that the program's own message does not have.
     for text in {value, value.strip()} - {""}:
         yield text
+        if _PLAIN.fullmatch(text):
+            continue
         yield repr(text)[1:-1]
         yield json.dumps(text)[1:-1]
         yield json.dumps(text, ensure_ascii=False)[1:-1]
@@ -117,10 +123,12 @@ def _alternative(form: str) -> str:
 
 
 def _scrubbed(value: object, scrubber: Scrubber) -> object:
+    if isinstance(value, str):
+        return scrubber(value)
     if isinstance(value, Mapping):
         return {key: _scrubbed(item, scrubber) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_scrubbed(item, scrubber) for item in value]
     if isinstance(value, bool | int | float) or value is None:
         return value
-    return scrubber(value if isinstance(value, str) else repr(value))
+    return scrubber(repr(value))

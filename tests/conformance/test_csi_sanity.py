@@ -64,12 +64,14 @@ def _rbd(pool: DevCluster, directory: Path, log_file: Path, *, is_split: bool) -
         "--nodeid=conformance",
         "--drivername=rbd.csi.ceph.com",
         f"--cephcsiconfig={pool.clusters_file}",
+        f"--controllersecret={pool.secret_file}",
         f"--qemudirectory={directory / 'qemu'}",
         "--loglevel=debug",
     ]
     settings = Settings(
         endpoint=f"unix://{directory}/csi.sock",
         parameters={"clusterID": pool.cluster_id, "pool": pool.pool, "mounter": "qemu"},
+        mutable_parameters={"iops": "500"},
         secret=pool.secrets(),
     )
     with ExitStack() as processes:

@@ -63,8 +63,8 @@ def validate(request: Message) -> None:
 
 def _check_required(message: Message, prefix: str) -> None:
     plan = _plan(cast("Descriptor", message.DESCRIPTOR))
-    for name in plan.required:
-        if not _is_set(message, name):
+    for name, is_set in plan.required:
+        if not is_set(message, name):
             raise InvalidArgument(f"{prefix}{name}: required")
     for path, inner in _nested(message, plan, prefix):
         _check_required(inner, f"{path}.")
@@ -80,17 +80,11 @@ def _check_values(message: Message, prefix: str) -> None:
         _check_values(inner, f"{path}.")
 
 
-def _is_set(message: Message, name: str) -> bool:
-    if name in message.DESCRIPTOR.oneofs_by_name:
-        return message.WhichOneof(name) is not None
-    field = message.DESCRIPTOR.fields_by_name[name]
-    # bool() of an unset submessage is True, so presence is asked for where there is such a thing.
-    return message.HasField(name) if field.has_presence else bool(getattr(message, name))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    required: Sequence[str]
+    """What is checked of messages of one type: asking their descriptors at each call would take longer than that."""
+
+    required: Sequence[tuple[str, Callable[[Message, str], bool]]]
     checks: Sequence[tuple[str, Callable[[Any, str], None]]]
     whole: Callable[[Any, str], None] | None
     nested: Sequence[tuple[str, bool]]
@@ -101,11 +95,20 @@ def _plan(descriptor: Descriptor) -> _Plan:
     name = descriptor.full_name.removeprefix("csi.v1.")
     fields = [(field, limits.check_for(field)) for field in descriptor.fields]
     return _Plan(
-        required=REQUIRED.get(name, ()),
+        required=[(each, _presence(descriptor, each)) for each in REQUIRED.get(name, ())],
         checks=[(field.name, check) for field, check in fields if check is not None],
         whole=CHECKS.get(name),
         nested=[(field.name, field.is_repeated) for field in descriptor.fields if _has_rules(field)],
     )
+
+
+def _presence(descriptor: Descriptor, name: str) -> Callable[[Message, str], bool]:
+    if name in descriptor.oneofs_by_name:
+        return lambda message, oneof: message.WhichOneof(oneof) is not None
+    if descriptor.fields_by_name[name].has_presence:
+        # bool() of an unset submessage is True.
+        return lambda message, field: message.HasField(field)
+    return lambda message, field: bool(getattr(message, field))
 
 
 def _has_rules(field: FieldDescriptor) -> bool:

@@ -58,20 +58,20 @@ def _strip(values: dict[str, Any], descriptor: Descriptor) -> None:
 
 
 def _values(message: Message) -> Iterator[str]:
-    plan = _plan(message.DESCRIPTOR)
-    for field in plan.secret:
-        yield from _texts(getattr(message, field.name))
-    for field in plan.string_maps:
-        tokens = getattr(message, field.name).get(TOKENS_KEY, "")
+    names = _names(message.DESCRIPTOR)
+    for name in names.secret:
+        yield from _texts(getattr(message, name))
+    for name in names.string_maps:
+        tokens = getattr(message, name).get(TOKENS_KEY, "")
         if tokens:
             yield tokens
             yield from _tokens_within(tokens)
-    for field in plan.nested:
-        if field.is_repeated:
-            for inner in getattr(message, field.name):
-                yield from _values(inner)
-        elif message.HasField(field.name):
-            yield from _values(getattr(message, field.name))
+    for name in names.repeated:
+        for inner in getattr(message, name):
+            yield from _values(inner)
+    for name in names.single:
+        if message.HasField(name):
+            yield from _values(getattr(message, name))
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -106,6 +106,27 @@ def _plan(descriptor: Descriptor) -> _Plan:
         secret=secret,
         string_maps=tuple(field for field in open_fields if _is_string_map(field)),
         nested=tuple(field for field in open_fields if _is_plain_message(field)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Names:
+    """A plan's fields by name: asking the descriptors at each call would take longer than reading the fields."""
+
+    secret: tuple[str, ...]
+    string_maps: tuple[str, ...]
+    repeated: tuple[str, ...]
+    single: tuple[str, ...]
+
+
+@cache
+def _names(descriptor: Descriptor) -> _Names:
+    plan = _plan(descriptor)
+    return _Names(
+        secret=tuple(field.name for field in plan.secret),
+        string_maps=tuple(field.name for field in plan.string_maps),
+        repeated=tuple(field.name for field in plan.nested if field.is_repeated),
+        single=tuple(field.name for field in plan.nested if not field.is_repeated),
     )
 
 

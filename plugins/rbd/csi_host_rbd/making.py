@@ -8,13 +8,14 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Self
 
 from csi_host.capacity import CapacityRange
 from csi_host.errors import Aborted, CsiError, OutOfRange
 from csi_host_rbd.ceph import image_names, parents
 from csi_host_rbd.ceph.create import ImageOptions
 from csi_host_rbd.ceph.failures import ImageExists, ImageNotFound
-from csi_host_rbd.ceph.image import open_image
+from csi_host_rbd.ceph.image import Image, look_at_image, open_image
 from csi_host_rbd.contents import Content, Contents, Source, VolumeSource, drop_source_snapshot
 from csi_host_rbd.encryption.keys import Keys
 from csi_host_rbd.encryption.service import check_source, differs, forget
@@ -77,6 +78,11 @@ class _Found:
     image_id: str
     size_bytes: int
     metadata: Mapping[str, str]
+
+    @classmethod
+    def of(cls, image: Image) -> Self:
+        """Look at an open image."""
+        return cls(image_id=image.image_id, size_bytes=image.size_bytes, metadata=image.metadata())
 
 
 class HalfMade(ImageNotFound):
@@ -160,8 +166,7 @@ class VolumeMaker:
 
     def _accept(self, wanted: WantedVolume, place: Place, found: Reservation) -> Volume:
         """Return the volume whose image is there, with what is missing around it; raises ImageNotFound, HalfMade."""
-        with open_image(found.pool, name=found.image_name, read_only=True) as image:
-            there = _Found(image_id=image.image_id, size_bytes=image.size_bytes, metadata=image.metadata())
+        there = look_at_image(found.pool, found.image_name, _Found.of)
         if found.image_id or wanted.source is None:
             _check_size(wanted, there.size_bytes)
         elif wanted.keys is not None or not parents.is_attached(found.pool, there.image_id, place.cluster.pool_at):

@@ -15,13 +15,13 @@ What each failure leaves behind, and who mends it:
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from csi_host.capacity import CapacityRange
 from csi_host.locks import Operation, OperationLocks, VolumeLocks
 from csi_host_rbd.candidates import Candidate, candidates_of, is_beside_source
 from csi_host_rbd.ceph.failures import ImageNotFound
-from csi_host_rbd.ceph.image import Image, SnapshotNamespace, open_image
+from csi_host_rbd.ceph.image import Image, SnapshotNamespace, look_at_image, open_image
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.errors import VolumeHasSnapshots, VolumeInUse, VolumeIsSecondary, VolumeNotFound
@@ -137,16 +137,28 @@ class Volumes:
     def _delete_image(self, place: Place, reservation: Reservation) -> bool:
         """Take the image away; returns whether it was this cluster's to remove."""
         pool, name = reservation.pool, reservation.image_name
-        with open_image(pool, name=name, read_only=True) as image:
-            is_owned_here = _check_deletable(image, place.cluster.config.mirror_daemon_count)
-            image_id, leftovers = image.image_id, _leftovers(image)
-        if not is_owned_here:
+        doomed = look_at_image(pool, name, lambda image: _doomed(image, place.cluster.config.mirror_daemon_count))
+        if not doomed.is_owned_here:
             return False
         self._removal.remove_intermediate(place, pool, name)
-        if leftovers:
-            self._removal.remove_snapshots(pool, name, leftovers)
-        self._removal.trash(place, pool, name, image_id)
+        if doomed.leftovers:
+            self._removal.remove_snapshots(pool, name, doomed.leftovers)
+        self._removal.trash(place, pool, name, doomed.image_id)
         return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Doomed:
+    """An image that may be removed: by this cluster, or by the one of its primary."""
+
+    image_id: str
+    is_owned_here: bool
+    leftovers: list[str]
+
+
+def _doomed(image: Image, mirror_daemon_count: int) -> _Doomed:
+    is_owned_here = _check_deletable(image, mirror_daemon_count)
+    return _Doomed(image_id=image.image_id, is_owned_here=is_owned_here, leftovers=_leftovers(image))
 
 
 def _check_any(candidates: Sequence[tuple[Candidate, Place]]) -> None:

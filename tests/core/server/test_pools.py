@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -44,6 +45,19 @@ def test_an_idle_thread_is_used_again() -> None:
     pool.shutdown()
 
 
+def test_one_caller_after_a_crowd_gets_one_thread_and_leaves_the_others_alone() -> None:
+    pool = DaemonPool(8, "test")
+    crowd = threading.Barrier(8)
+    for future in [pool.submit(crowd.wait, 10) for _ in range(8)]:
+        future.result(10)
+    seen = set()
+    for _ in range(50):
+        _until_idle(pool, 8)
+        seen.add(pool.submit(threading.get_ident).result(10))
+    assert len(seen) == 1
+    pool.shutdown()
+
+
 def test_after_shutdown_queued_work_is_done_and_new_work_is_refused() -> None:
     pool = DaemonPool(1, "test")
     go = threading.Event()
@@ -68,7 +82,8 @@ def test_a_stuck_task_does_not_keep_the_interpreter_alive() -> None:
     assert subprocess.run([sys.executable, "-c", program], timeout=30, check=False).returncode == 0
 
 
-def _until_idle(pool: DaemonPool) -> None:
+def _until_idle(pool: DaemonPool, threads: int = 1) -> None:
     # The thread notes that it is idle just after the result is there.
-    assert pool._idle.acquire(timeout=10)
-    pool._idle.release()
+    deadline = time.monotonic() + 10
+    while pool.idle < threads and time.monotonic() < deadline:
+        time.sleep(0.001)

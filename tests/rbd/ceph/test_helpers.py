@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 from csi_host_rbd.ceph.failures import BackendTimeout, BackendUnavailable
-from csi_host_rbd.ceph.helpers import HelperThreads
+from csi_host_rbd.ceph.helpers import FreeThreads, HelperThreads
 
 SOON = 0.05
 LONG = 20.0
@@ -96,3 +96,51 @@ def test_the_last_call_is_made_after_the_one_that_hung_and_nobody_waits_for_it()
     go_on.set()
     assert closed.wait(LONG)
     assert order == ["opened", "closed"]
+
+
+def test_calls_after_each_other_share_a_thread_whatever_their_purpose() -> None:
+    free = FreeThreads()
+    purposes = [HelperThreads(purpose=name, limit=1, free=free) for name in ("map", "image")]
+    seen = set()
+    for threads in purposes * 5:
+        seen.add(threads.call("asking", threading.get_ident, timeout=LONG))
+        _wait_until_idle(threads)
+        _wait_until_free(free, 1)
+    assert len(seen) == 1
+    assert threading.get_ident() not in seen
+
+
+def test_the_thread_of_a_call_that_hung_is_free_again_when_it_has_ended() -> None:
+    free = FreeThreads()
+    threads = HelperThreads(purpose="test", limit=1, free=free)
+    with _stuck(threads):
+        assert free.count == 0
+    _wait_until_free(free, 1)
+    assert (threads.running, threads.hanging) == (0, 0)
+
+
+def test_a_thread_that_nobody_needs_ends() -> None:
+    free = FreeThreads(idle_seconds=SOON)
+    threads = HelperThreads(purpose="test", limit=1, free=free)
+    thread = threads.call("asking", threading.current_thread, timeout=LONG)
+    thread.join(LONG)
+    assert not thread.is_alive()
+    assert free.count == 0
+    assert threads.call("adding", lambda: 1, timeout=LONG) == 1
+
+
+def test_a_helper_that_pauses_keeps_its_thread() -> None:
+    free = FreeThreads(idle_seconds=SOON)
+    helper = HelperThreads(purpose="test", limit=1, free=free).start()
+    first = helper.call("asking", threading.get_ident, timeout=LONG)
+    threading.Event().wait(4 * SOON)
+    assert helper.call("asking", threading.get_ident, timeout=LONG) == first
+    helper.end()
+
+
+def _wait_until_free(free: FreeThreads, count: int) -> None:
+    for _ in range(1000):
+        if free.count == count:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError(f"{free.count} threads are free, not {count}")

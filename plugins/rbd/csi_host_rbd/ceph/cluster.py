@@ -23,7 +23,7 @@ from csi_host_rbd.ceph.failures import (
     translated,
     translated_connect,
 )
-from csi_host_rbd.ceph.helpers import HelperThreads
+from csi_host_rbd.ceph.helpers import FreeThreads, HelperThreads
 from csi_host_rbd.ceph.writes import Writes
 from csi_host_rbd.credentials import Credentials
 
@@ -36,6 +36,11 @@ _IMAGE_THREADS = 32
 # A call of librbd is a handful of operations after each other, and may wait for another client's exclusive lock,
 # which is taken from it after 30 s without a sign of life.
 _OPERATIONS_PER_CALL = 3
+# With nowhere to write a log to, librados still collects the messages of levels up to 5, in memory and through a thread
+# that is woken for each.
+_SILENT_SUBSYSTEMS = (
+    "debug_auth", "debug_monc", "debug_ms", "debug_objectcacher", "debug_objecter", "debug_rados", "debug_rbd",
+)  # fmt: skip
 _LOCK_SECONDS = 40.0
 # Much longer than a client's tickets are good for, so that one which slept for hours has to authenticate anew.
 _BLOCKLIST_SECONDS = 24 * 3600
@@ -103,9 +108,10 @@ class Connection:
         self._guard = Lock()
         self._pools: dict[tuple[int, str], Pool] = {}
         self._manager_handle: Any = None
-        self._map_threads = HelperThreads(purpose="OSD map", limit=_MAP_THREADS)
-        self._manager_threads = HelperThreads(purpose="manager", limit=_MANAGER_THREADS)
-        self._image_threads = HelperThreads(purpose="image library", limit=_IMAGE_THREADS)
+        free = FreeThreads()
+        self._map_threads = HelperThreads(purpose="OSD map", limit=_MAP_THREADS, free=free)
+        self._manager_threads = HelperThreads(purpose="manager", limit=_MANAGER_THREADS, free=free)
+        self._image_threads = HelperThreads(purpose="image library", limit=_IMAGE_THREADS, free=free)
 
     @property
     def is_busy(self) -> bool:
@@ -410,6 +416,7 @@ class Connections:
             "log_file": "",
             "log_to_syslog": "false",
             "err_to_syslog": "false",
+            **dict.fromkeys(_SILENT_SUBSYSTEMS, "0/0"),
         }
 
     def _drop(self, key: tuple[str, str, str], slot: _Slot) -> None:

@@ -1,0 +1,36 @@
+"""Whether the driver's memory is flat: its resident size early on and after many creations and deletions."""
+
+from .place import Place
+from .reports import MIB, Say, Verdict, Volumes, growth
+
+_ALLOWED_GROWTH = 0.10
+_ALLOWED_BYTES = 100 * MIB
+_BATCH = 250
+
+
+def memory_report(place: Place, say: Say, *, first: int, last: int, callers: int) -> list[Verdict]:
+    """Make and delete ``last`` volumes, and compare the resident size with that after the ``first`` of them."""
+    volumes = Volumes(place=place, say=say, callers=callers)
+    _live(volumes, first)
+    early = volumes.resident_bytes()
+    _live(volumes, last - first)
+    late = volumes.resident_bytes()
+    grown = growth(early, late)
+    return [
+        Verdict(
+            holds=abs(grown) <= _ALLOWED_GROWTH,
+            words=f"resident {early / MIB:.1f} MiB after {first} creations and deletions, {late / MIB:.1f} MiB after "
+            f"{last}: {grown:+.1%}, at most {_ALLOWED_GROWTH:.0%} allowed",
+        ),
+        Verdict(
+            holds=max(early, late) < _ALLOWED_BYTES,
+            words=f"resident {max(early, late) / MIB:.1f} MiB, less than {_ALLOWED_BYTES / MIB:.0f} allowed",
+        ),
+    ]
+
+
+def _live(volumes: Volumes, count: int) -> None:
+    for begin in range(0, count, _BATCH):
+        volumes.delete(volumes.create(min(_BATCH, count - begin)))
+        # The manager is not let fall behind: a long trash would slow down the cluster, not the driver.
+        volumes.place.settle()
