@@ -71,7 +71,7 @@ def _rbd(pool: DevCluster, directory: Path, log_file: Path, *, is_split: bool) -
     settings = Settings(
         endpoint=f"unix://{directory}/csi.sock",
         parameters={"clusterID": pool.cluster_id, "pool": pool.pool, "mounter": "qemu"},
-        mutable_parameters={"iops": "500"},
+        mutable_parameters={"maxIops": "500"},
         secret=pool.secrets(),
     )
     with ExitStack() as processes:
