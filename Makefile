@@ -1,6 +1,7 @@
 # csi-host on a Debian machine. Both commands install what is missing, and nothing twice:
 #   make run  [ONCE=1] [FILESYSTEM=xfs|ext4]   a one-node Ceph, csi-host --driver rbd, a volume's whole life; Ctrl-C ends it
 #   make test [ARGS="-k name"]                 lint, types, layers, and every test against a real Ceph
+#   make test-root SUITE=trixie|sid [ARGS=...] the controller's tests with that Debian's Python and Ceph
 
 SHELL := /bin/bash
 # mkfs, losetup and blkid are in sbin, which is not on the path of an ordinary user, and sudo is told to keep the path.
@@ -32,7 +33,7 @@ PACKAGES_TEST := ceph-mds ceph-fuse
 PACKAGES := $(PACKAGES_PYTHON) $(PACKAGES_CEPH) $(PACKAGES_QEMU) $(PACKAGES_NODE)
 test setup: PACKAGES += $(PACKAGES_TEST)
 
-.PHONY: help run test bench report-volumes report-memory lint setup packages proto wheel clean
+.PHONY: help run test test-root bench report-volumes report-memory lint setup packages proto wheel clean
 
 help:
 	@sed -n '1,/^$$/s/^# \?//p' Makefile
@@ -51,6 +52,13 @@ test: lint
 bench report-volumes report-memory: $(INSTALLED_DEV)
 	@exec $(if $(ROOT),$(AS_ROOT),env) PYTHONPATH=tests/bench $(PYTHON) -m csi_host_bench $(@:report-%=%) $(ARGS)
 
+# tests/roots/README.md
+test-root: PACKAGES := debootstrap
+test-root: packages
+	@mkdir -p build
+	exec $(AS_ROOT) env $(if $(ROOTS),ROOTS='$(ROOTS)') $(if $(MIRROR),MIRROR='$(MIRROR)') \
+	    PACKAGES='$(PACKAGES_PYTHON) $(PACKAGES_CEPH)' tests/roots/run '$(SUITE)' $(ARGS)
+
 lint: $(INSTALLED_DEV)
 	@.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --check --quiet
@@ -67,7 +75,12 @@ wheel: $(INSTALLED_DEV)
 	@$(PYTHON) -m build --wheel --outdir dist
 
 clean:
-	@$(ROOT) rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@# A root in build may have /dev bound into it; `run` does that where nobody else sees it, a person may not.
+	if grep -F " $$PWD/build/" /proc/self/mountinfo; then
+	  echo "These are mounted below build: unmount them first" >&2
+	  exit 1
+	fi
+	$(ROOT) rm -rf --one-file-system build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	$(ROOT) find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 packages:

@@ -19,6 +19,7 @@ from pathlib import Path
 from csi_host.errors import FailedPrecondition, Unavailable
 from csi_host.process import ProcessError, Runner, run
 from csi_host_common_node.programs import require
+from csi_host_rbd import devmanager
 
 DEFAULT_DIRECTORY = Path("/run/csi-host/dev-cluster")
 CLUSTER_ID = "dev"
@@ -40,6 +41,7 @@ _MEMSTORE_BYTES = 4 * 1024**3
 _BLUESTORE_BYTES = 20 * 1024**3
 
 # Everything on 127.0.0.1 and below the directory; one copy of each object; no daemon of the host's is read or written.
+# The OSD goes to / as systemd would have it: Debian's Ceph 20 looks for its object classes at a relative path.
 _CONFIGURATION = """\
 [global]
 fsid = {fsid}
@@ -79,6 +81,7 @@ mgr data = {directory}/mgr
 keyring = {directory}/mgr/keyring
 [osd]
 keyring = {directory}/osd/keyring
+chdir = /
 [client]
 admin socket =
 log file =
@@ -279,7 +282,8 @@ class DevCluster:
 
     def _start_manager(self) -> None:
         self._write_key("mgr.x", "mgr/keyring", "mon", "allow profile mgr", "osd", "allow *")
-        self._daemon_program("ceph-mgr", "-i", "x")
+        modules = devmanager.modules(self.directory / "modules")
+        self._daemon_program("ceph-mgr", "-i", "x", "--mgr-module-path", str(modules))
 
     def _write_driver_files(self) -> None:
         if POOL not in self.ceph("osd", "pool", "ls").split():
