@@ -12,6 +12,7 @@ import yaml
 
 from csi_host_rbd.clusters import Clusters
 from csi_host_rbd.parameters import parse_parameters
+from csi_host_rbd.snapshot_parameters import parse_snapshot_parameters
 
 _REPOSITORY = Path(__file__).parents[2]
 _CSI_HOST = Path(sys.executable).with_name("csi-host")
@@ -118,6 +119,15 @@ def test_the_class_names_the_secret_that_there_is() -> None:
     for use in ("provisioner", "controller-expand", "node-stage"):
         assert parameters[f"csi.storage.k8s.io/{use}-secret-name"] == secret["name"]
         assert parameters[f"csi.storage.k8s.io/{use}-secret-namespace"] == secret["namespace"]
+
+
+def test_the_driver_understands_the_class_of_snapshots_and_its_secret_is_there() -> None:
+    found, secret = _only("VolumeSnapshotClass"), _only("Secret")["metadata"]
+    parameters = found["parameters"]
+    assert found["driver"] == _DRIVER_NAME
+    assert parse_snapshot_parameters(parameters).cluster_id == _only("StorageClass")["parameters"]["clusterID"]
+    assert parameters["csi.storage.k8s.io/snapshotter-secret-name"] == secret["name"]
+    assert parameters["csi.storage.k8s.io/snapshotter-secret-namespace"] == secret["namespace"]
 
 
 def test_the_claim_and_the_pod_use_what_is_there() -> None:

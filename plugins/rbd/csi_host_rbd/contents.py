@@ -122,7 +122,7 @@ class OfSnapshot:
         """Raise FlattenPending when the chain is too long."""
         self._chains.check_depth(self._place, self._source.pool, self._source.image_name, self._depth)
 
-    def make(self, pool: Pool, name: str, size_bytes: int, options: ImageOptions) -> int:  # noqa: ARG002
+    def make(self, pool: Pool, name: str, size_bytes: int, options: ImageOptions) -> int:  # noqa: ARG002 (as the protocol has it)
         """Clone it. 49 operations."""
         source = self._source
         clone_image(
@@ -130,7 +130,7 @@ class OfSnapshot:
         )
         return self.size_bytes
 
-    def settle(self, pool: Pool, name: str) -> None:  # noqa: ARG002
+    def settle(self, pool: Pool, name: str) -> None:  # noqa: ARG002 (as the protocol has it)
         """Have the snapshot's image filled when the chain is getting long: nobody writes to it."""
         if self._chains.is_getting_long(self._depth + 1):
             self._chains.shorten(self._place, self._source.pool, self._source.image_name, self._depth)
@@ -161,7 +161,7 @@ class OfVolume:
         """Raise TooManySnapshots when the volume can have no more."""
         self._chains.make_room(self.place, self.source.pool, self._image)
 
-    def make(self, pool: Pool, name: str, size_bytes: int, options: ImageOptions) -> int:  # noqa: ARG002
+    def make(self, pool: Pool, name: str, size_bytes: int, options: ImageOptions) -> int:  # noqa: ARG002 (as the protocol has it)
         """Take a snapshot and clone it. 60 operations and one round of the monitors."""
         source = self.source
         self._take_snapshot(name)

@@ -76,11 +76,11 @@ class SharedLocks(Protocol):
 class NoSharedLocks:
     """For one active controller: the locks in its memory are all there is."""
 
-    def hold(self, pool: Pool, *keys: str, noun: str = VolumeLocks.noun) -> AbstractContextManager[None]:  # noqa: ARG002
+    def hold(self, pool: Pool, *keys: str, noun: str = VolumeLocks.noun) -> AbstractContextManager[None]:  # noqa: ARG002 (as the protocol has it)
         """Do nothing."""
         return nullcontext()
 
-    def hold_operation(self, pool: Pool, operation: Operation, identifier: str) -> AbstractContextManager[None]:  # noqa: ARG002
+    def hold_operation(self, pool: Pool, operation: Operation, identifier: str) -> AbstractContextManager[None]:  # noqa: ARG002 (as the protocol has it)
         """Do nothing."""
         return nullcontext()
 
