@@ -96,6 +96,7 @@ def test_a_cluster_that_is_wrong_does_not_hurt_the_others(file: Path) -> None:
     [
         ('[{"clusterID": "a", "hidden-word": ', "line 1"),
         ('{"clusterID": "hidden-word"}', "expected an array of objects"),
+        ("[" * 100_000, "is not JSON"),
         ('["hidden-word"]', "expected an array of objects"),
         ('[{"monitors": ["hidden-word"]}]', "element 0: expected a clusterID"),
         ('[{"clusterID": "a", "monitors": "hidden-word"}]', "monitors: expected a list"),

@@ -1,14 +1,12 @@
 """The Ceph clusters that a volume can be on: ceph-csi's config.json."""
 
-import json
-import os
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from csi_host.errors import FailedPrecondition, InvalidArgument
+from csi_host_rbd.watched_file import FileUnreadable, WatchedFile
 
 
 class ClusterNotConfigured(InvalidArgument):
@@ -50,9 +48,7 @@ class Clusters:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._guard = threading.Lock()
-        self._stamp: _Stamp | None = None
-        self._elements: Mapping[str, Mapping[str, Any]] = {}
+        self._file = WatchedFile(path, self._parsed)
 
     def find(self, cluster_id: str) -> ClusterConfig:
         """Return the cluster of this id; raises ClusterNotConfigured, ClustersFileInvalid."""
@@ -66,37 +62,28 @@ class Clusters:
         return sorted(self._read())
 
     def _read(self) -> Mapping[str, Mapping[str, Any]]:
-        with self._guard:
-            try:
-                # The stamp is that of the opened file: a Kubernetes ConfigMap is replaced by renaming.
-                with self._path.open(encoding="utf-8") as file:
-                    status = os.fstat(file.fileno())
-                    stamp = _Stamp(mtime_ns=status.st_mtime_ns, size=status.st_size, inode=status.st_ino)
-                    if stamp != self._stamp:
-                        self._elements = _elements(self._path, file.read())
-                        self._stamp = stamp
-            except (OSError, UnicodeDecodeError) as error:
-                why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-                raise ClustersFileInvalid(f"the file of Ceph clusters {self._path} cannot be read: {why}") from None
-            return self._elements
+        try:
+            return self._file.read()
+        except FileNotFoundError as error:
+            raise ClustersFileInvalid(
+                f"the file of Ceph clusters {self._path} cannot be read: {error.strerror}"
+            ) from None
+        except FileUnreadable as why:
+            raise ClustersFileInvalid(f"the file of Ceph clusters {self._path} {why}") from None
 
-
-def _elements(path: Path, text: str) -> Mapping[str, Mapping[str, Any]]:
-    try:
-        loaded = json.loads(text)
-    except ValueError as error:
-        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "its text"
-        raise ClustersFileInvalid(f"the file of Ceph clusters {path} is not JSON ({where})") from None
-    if not isinstance(loaded, list) or not all(isinstance(element, dict) for element in loaded):
-        raise ClustersFileInvalid(f"the file of Ceph clusters {path}: expected an array of objects")
-    elements: dict[str, Mapping[str, Any]] = {}
-    for position, element in enumerate(loaded):
-        cluster_id = element.get("clusterID")
-        if not isinstance(cluster_id, str) or not cluster_id:
-            raise ClustersFileInvalid(f"the file of Ceph clusters {path}: element {position}: expected a clusterID")
-        # The first one counts, as in ceph-csi.
-        elements.setdefault(cluster_id, element)
-    return elements
+    def _parsed(self, loaded: Any) -> Mapping[str, Mapping[str, Any]]:
+        if not isinstance(loaded, list) or not all(isinstance(element, dict) for element in loaded):
+            raise ClustersFileInvalid(f"the file of Ceph clusters {self._path}: expected an array of objects")
+        elements: dict[str, Mapping[str, Any]] = {}
+        for position, element in enumerate(loaded):
+            cluster_id = element.get("clusterID")
+            if not isinstance(cluster_id, str) or not cluster_id:
+                raise ClustersFileInvalid(
+                    f"the file of Ceph clusters {self._path}: element {position}: expected a clusterID"
+                )
+            # The first one counts, as in ceph-csi.
+            elements.setdefault(cluster_id, element)
+        return elements
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,10 @@ class HalfMade(ImageNotFound):
     """An image is there, but its cloning was cut off before it was attached to its source."""
 
 
+class PassphraseInDoubt(Exception):
+    """The image of an encrypted clone is there, and perhaps without a passphrase of its own: its source is needed."""
+
+
 class VolumeMaker:
     """Makes volumes; the caller holds the lock of the name."""
 
@@ -118,6 +122,9 @@ class VolumeMaker:
         _check_encryption(wanted, found)
         try:
             return self._accept(wanted, place, found)
+        except PassphraseInDoubt:
+            with self._contents.opened(wanted.source, place, secrets) as content:
+                return self._accept(wanted, place, found, content)
         except HalfMade:
             self._removal.remove_image(place, found.pool, found.image_name)
         except ImageNotFound:
@@ -150,12 +157,10 @@ class VolumeMaker:
                 image_id=image_names.read_image_id(pool, name), size_bytes=size_bytes, metadata=content.metadata
             )
             content.withdraw(name)
-            if content.key_source is not None and wanted.keys is not None:
-                with open_image(pool, image_id=found.image_id) as image:
-                    wanted.keys.copy(image, str(place.handle(reservation)), source=content.key_source)
+            _copy_passphrase(wanted, place, reservation, found.image_id, content)
             volume = self._finish(wanted, place, reservation, found, size_bytes=_size(wanted, content))
         except ImageExists:
-            return self._take_over(wanted, place, reservation)
+            return self._take_over(wanted, place, reservation, content)
         except Exception as error:
             # Only after an error that leaves the outcome open the retry goes on from here.
             if not isinstance(error, CsiError) or error.is_final:
@@ -164,14 +169,21 @@ class VolumeMaker:
         content.settle(pool, name)
         return volume
 
-    def _accept(self, wanted: WantedVolume, place: Place, found: Reservation) -> Volume:
-        """Return the volume whose image is there, with what is missing around it; raises ImageNotFound, HalfMade."""
+    def _accept(self, wanted: WantedVolume, place: Place, found: Reservation, content: Content | None = None) -> Volume:
+        """Return the volume whose image is there, with what is missing around it; ``content`` is the opened source.
+
+        Raises ImageNotFound, HalfMade, and without ``content`` PassphraseInDoubt.
+        """
         there = look_at_image(found.pool, found.image_name, _Found.of)
         if found.image_id or wanted.source is None:
             _check_size(wanted, there.size_bytes)
-        elif wanted.keys is not None or not parents.is_attached(found.pool, there.image_id, place.cluster.pool_at):
-            # Also where it may lack its passphrase: the source is not at hand here.
+        elif not parents.is_attached(found.pool, there.image_id, place.cluster.pool_at):
             raise HalfMade(f"the cloning of image {found.pool.spec(found.image_name)} was cut off")
+        elif wanted.keys is not None:
+            if content is None:
+                raise PassphraseInDoubt
+            check_source(wanted.keys, content.key_source)
+            _copy_passphrase(wanted, place, found, there.image_id, content)
         size_bytes = there.size_bytes if found.image_id else max(there.size_bytes, _asked(wanted))
         if isinstance(wanted.source, VolumeSource):
             drop_source_snapshot(place, found.pool, there.image_id, found.image_name)
@@ -199,7 +211,7 @@ class VolumeMaker:
             place.volumes.store_image_id(reservation, found.image_id)
         return volume_of(place, reservation, size_bytes)
 
-    def _take_over(self, wanted: WantedVolume, place: Place, reservation: Reservation) -> Volume:
+    def _take_over(self, wanted: WantedVolume, place: Place, reservation: Reservation, content: Content) -> Volume:
         """Go on where the image is there but could not be opened: another controller is making it, or was cut off.
 
         The other one is given time, as removing what it is just making would break it.
@@ -207,7 +219,7 @@ class VolumeMaker:
         for _ in range(_TAKE_OVER_ATTEMPTS):
             time.sleep(_TAKE_OVER_PAUSE_SECONDS)
             with suppress(ImageNotFound):
-                return self._accept(wanted, place, reservation)
+                return self._accept(wanted, place, reservation, content)
         image_names.remove_remnants(reservation.pool, reservation.image_name)
         raise Aborted(f"the beginnings of image {reservation.image_name} were removed; ask again to have it made")
 
@@ -251,6 +263,15 @@ def _check_encryption(wanted: WantedVolume, found: Reservation) -> None:
             f"name: {wanted.name} is a volume already that is {difference}, which is not what parameters[encrypted], "
             "[encryptionKMSID] and [encryptionType] ask for"
         )
+
+
+def _copy_passphrase(
+    wanted: WantedVolume, place: Place, reservation: Reservation, image_id: str, content: Content
+) -> None:
+    """Give an encrypted clone its source's passphrase; for any other image there is nothing to do."""
+    if wanted.keys is not None and content.key_source is not None:
+        with open_image(reservation.pool, image_id=image_id) as image:
+            wanted.keys.copy(image, str(place.handle(reservation)), source=content.key_source)
 
 
 def _forget_passphrase(wanted: WantedVolume, place: Place, reservation: Reservation) -> None:

@@ -156,10 +156,7 @@ class Snapshots:
             self._forget_passphrase(wanted, source, found)
             place.snapshots.undo(found)
             return self._make(wanted, source)
-        if not found.image_id and (
-            # An encrypted one may lack its passphrase, or have what its source had before.
-            found.kms_id or not parents.is_attached(found.pool, image_id, place.cluster.pool_at)
-        ):
+        if not found.image_id and not parents.is_attached(found.pool, image_id, place.cluster.pool_at):
             self._removal.remove_image(place, found.pool, found.image_name, snapshots=[found.image_name])
             return self._make_image(wanted, source, found)
         source.withdraw(found.image_name)

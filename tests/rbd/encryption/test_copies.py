@@ -241,6 +241,24 @@ def test_while_the_kms_is_down_a_copy_waits_and_goes_on(
     _assert_nothing_is_left(rig, vault)
 
 
+@pytest.mark.parametrize("kms_id", ["default", "wrapping", "vault-1"])
+def test_a_clone_in_use_whose_image_id_the_journal_lost_is_taken_as_it_is(
+    rig: RbdRig, passphrase_of: Callable[[str, str], str], kms_id: str
+) -> None:
+    source = rig.create("pvc-1", parameters=_class(rig, kms_id)).volume_id
+    clone = rig.clone(source, "pvc-2", parameters=_class(rig, kms_id)).volume_id
+    image = _image(rig, clone)
+    rig.pool.rbd("image-meta", "set", image, _STATE, "encrypted")
+    entry, image_id = f"csi.volume.{clone[-36:]}", rig.pool.image(image)["id"]
+    place = ("--pool", rig.pool.name, "--namespace", rig.pool.namespace)
+    rig.pool.cluster.rados(*place, "rmomapkey", entry, "csi.imageid")
+    before, passphrase = rig.pool.metadata(image), passphrase_of(clone, kms_id)
+    assert rig.clone(source, "pvc-2", parameters=_class(rig, kms_id)).volume_id == clone
+    assert rig.pool.image(image)["id"] == image_id == rig.pool.journal()[entry]["csi.imageid"]
+    assert rig.pool.metadata(image) == before
+    assert passphrase_of(clone, kms_id) == passphrase
+
+
 def _encrypt_as_ceph_csi(made: ceph_csi.CephCsiVolume | ceph_csi.CephCsiSnapshot, *, is_old: bool = False) -> None:
     """Write the keys of an encrypted volume: by the first releases, with their names and values, or by a later one."""
     is_volume = isinstance(made, ceph_csi.CephCsiVolume)

@@ -266,6 +266,18 @@ def test_a_write_whose_answer_is_lost_was_done_and_is_not_done_over(vault: Vault
     assert kms.fetch(_HANDLE, "") == _PASSPHRASE
 
 
+def test_a_write_that_the_server_finds_wrong_is_refused_and_is_no_passphrase_that_exists(
+    vault: VaultServer, kms_of: KmsOf
+) -> None:
+    vault.finds_wrong = "no such thing as hidden-word"
+    kms = kms_of(vault, {"vaultToken": vault.root_token}, vaultBackend="kv-v2")
+    with pytest.raises(KmsMisconfigured, match=r"storing the passphrase of .*: the server refused with status 400$"):
+        kms.store(_HANDLE, Passphrase("hidden-word"))
+    vault.finds_wrong = "quota"
+    with pytest.raises(KmsMisconfigured, match="status 400: quota"):
+        kms.store(_HANDLE, Passphrase("hidden-word"))
+
+
 def test_a_server_that_hangs_costs_no_more_than_the_caller_s_time(kms_of: KmsOf) -> None:
     with serving_vault(holds=Event()) as vault:
         kms = kms_of(vault, {"vaultToken": vault.root_token}, vaultBackend="kv-v2")

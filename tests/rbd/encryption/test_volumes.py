@@ -1,7 +1,9 @@
 """Encrypted volumes on a real Ceph, looked at with Ceph's own tools."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -301,3 +303,39 @@ def test_what_encryption_costs_is_counted(rig: RbdRig) -> None:
         # 12 of a volume's own; a read-write open with its watch, the metadata read, one or two keys written.
         assert creation.operations <= 36
         assert deletion.operations <= 36
+
+
+@pytest.mark.parametrize("kms_id", ["default", "wrapping", "vault-1"])
+def test_no_passphrase_token_or_key_is_in_the_log_at_debug(
+    rig: RbdRig, vault: VaultServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, kms_id: str
+) -> None:
+    account = tmp_path / "account"
+    account.write_text("token-of-the-service-account")
+    vault.service_accounts.add("token-of-the-service-account")
+    del rig.secrets["vaultToken"]
+    sections = json.loads((tmp_path / "kms.json").read_text())
+    sections["vault-1"]["vaultServiceAccountTokenFile"] = str(account)
+    (tmp_path / "kms.json").write_text(json.dumps(sections))
+    with caplog.at_level(logging.DEBUG):
+        volume = rig.create("pvc-1", parameters=_class(rig, kms_id)).volume_id
+        clone = rig.clone(volume, "pvc-2", parameters=_class(rig, kms_id)).volume_id
+        wrapped = rig.pool.metadata(_image(volume)).get(_DEK, "")
+        stored = [
+            content["data"]["passphrase"] for one in vault.secrets.values() for content in one.versions if content
+        ]
+        vault.is_sealed = True
+        for secrets in (
+            rig.secrets,
+            rig.secrets | {"encryptionPassphrase": "another"},
+            {**rig.secrets, "userKey": "no"},
+        ):
+            with suppress(grpc.RpcError):
+                rig.clone(volume, "pvc-3", parameters=_class(rig, kms_id), secrets=secrets)
+        vault.is_sealed = False
+        rig.delete(clone)
+    assert "CreateVolume" in caplog.text
+    assert len(stored) == (2 if kms_id == "vault-1" else 0)
+    own = [_unwrapped(volume, wrapped).reveal()] if wrapped else []
+    hidden = [_SECRET, rig.secrets["userKey"], account.read_text(), *vault.tokens, *stored, *own]
+    texts = [caplog.text, *(repr(vars(record)) for record in caplog.records)]
+    assert not [word for word in hidden for text in texts if word in text]

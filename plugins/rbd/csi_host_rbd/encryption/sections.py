@@ -4,15 +4,13 @@ The file is read again when it has changed. It may be missing as long as nobody 
 section that is wrong does not hurt the others. ceph-csi's other source, a ConfigMap asked of Kubernetes, is not read.
 """
 
-import json
-import os
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from csi_host.errors import FailedPrecondition, InvalidArgument
+from csi_host_rbd.watched_file import FileUnreadable, WatchedFile
 
 TYPE_MEMBERS = ("encryptionKMSType", "KMS_PROVIDER")
 
@@ -34,21 +32,12 @@ class Section:
     members: Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Stamp:
-    mtime_ns: int
-    size: int
-    inode: int
-
-
 class KmsSections:
     """The sections in a file, read again whenever the file has changed: an edit needs no restart."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._guard = threading.Lock()
-        self._stamp: _Stamp | None = None
-        self._sections: Mapping[str, Any] = {}
+        self._file = WatchedFile(path, self._parsed)
 
     def find(self, kms_id: str) -> Section:
         """Return the section of this id; raises KmsNotConfigured, KmsFileInvalid."""
@@ -65,32 +54,17 @@ class KmsSections:
         return Section(kms_id=kms_id, type_name=type_name, members=rest)
 
     def _read(self) -> Mapping[str, Any]:
-        with self._guard:
-            try:
-                # The stamp is that of the opened file: a Kubernetes ConfigMap is replaced by renaming.
-                with self._path.open(encoding="utf-8") as file:
-                    status = os.fstat(file.fileno())
-                    stamp = _Stamp(mtime_ns=status.st_mtime_ns, size=status.st_size, inode=status.st_ino)
-                    if stamp != self._stamp:
-                        self._sections = _parsed(self._path, file.read())
-                        self._stamp = stamp
-            except FileNotFoundError:
-                raise KmsNotConfigured(f"there is no file of KMS sections {self._path}") from None
-            except (OSError, UnicodeDecodeError) as error:
-                why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-                raise KmsFileInvalid(f"the file of KMS sections {self._path} cannot be read: {why}") from None
-            return self._sections
+        try:
+            return self._file.read()
+        except FileNotFoundError:
+            raise KmsNotConfigured(f"there is no file of KMS sections {self._path}") from None
+        except FileUnreadable as why:
+            raise KmsFileInvalid(f"the file of KMS sections {self._path} {why}") from None
+
+    def _parsed(self, loaded: Any) -> Mapping[str, Any]:
+        if not isinstance(loaded, dict):
+            raise KmsFileInvalid(f"the file of KMS sections {self._path}: expected an object of sections by KMS ID")
+        return loaded
 
     def _wrong(self, kms_id: str, why: str) -> KmsFileInvalid:
         return KmsFileInvalid(f"the file of KMS sections {self._path}: KMS ID {kms_id!r}: {why}")
-
-
-def _parsed(path: Path, text: str) -> Mapping[str, Any]:
-    try:
-        loaded = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "its text"
-        raise KmsFileInvalid(f"the file of KMS sections {path} is not JSON ({where})") from None
-    if not isinstance(loaded, dict):
-        raise KmsFileInvalid(f"the file of KMS sections {path}: expected an object of sections by KMS ID")
-    return loaded

@@ -78,13 +78,8 @@ class VaultKms:
 
     def store(self, volume_id: str, passphrase: Passphrase) -> str:
         """Write the passphrase where there is none; raises PassphraseExists."""
-        if self._kv_version() == _UNVERSIONED:
-            is_stored = not self._read(volume_id).is_ok and self._write(volume_id, {}, passphrase)
-        else:
-            is_stored = self._write_version(volume_id, passphrase, after=0) or self._write_after_deleted(
-                volume_id, passphrase
-            )
-        if not is_stored:
+        is_versioned = self._kv_version() == _VERSIONED
+        if not (self._store_version if is_versioned else self._store_unversioned)(volume_id, passphrase):
             raise PassphraseExists(f"KMS {self._server.kms_id!r}: there is a passphrase of {volume_id} already")
         return ""
 
@@ -104,29 +99,44 @@ class VaultKms:
         path = self._path(volume_id, folder="metadata" if self._settings.destroys else "data")
         self._ask(f"removing the passphrase of {volume_id}", "DELETE", path, fine={_NOT_FOUND})
 
-    def _write_after_deleted(self, volume_id: str, passphrase: Passphrase) -> bool:
-        """Write over versions that were deleted but not destroyed, as their numbers count on."""
-        answer = self._read(volume_id)
-        version = answer.within("data", "metadata", "version")
-        is_deleted = answer.status == _NOT_FOUND and isinstance(version, int)
-        return is_deleted and self._write_version(volume_id, passphrase, after=version)
+    def _store_unversioned(self, volume_id: str, passphrase: Passphrase) -> bool:
+        """Whether there was room for the passphrase, and it was written."""
+        if self._read(volume_id).is_ok:
+            return False
+        self._write(volume_id, passphrase, after=None)
+        return True
 
-    def _write_version(self, volume_id: str, passphrase: Passphrase, *, after: int) -> bool:
-        """Whether the passphrase was written as the version that follows ``after``, which is 0 for the first one."""
-        return self._write(volume_id, {"options": {"cas": after}}, passphrase)
+    def _store_version(self, volume_id: str, passphrase: Passphrase) -> bool:
+        """Whether there was room for the passphrase, and it was written."""
+        refusal = self._write(volume_id, passphrase, after=0)
+        if refusal.is_ok:
+            return True
+        found = self._read(volume_id)
+        if found.is_ok:
+            return False
+        version = found.within("data", "metadata", "version")
+        if not isinstance(version, int):
+            # There is nothing that the condition could have failed on.
+            raise self._server.http.refused(
+                f"storing the passphrase of {volume_id}", refusal, hidden=_hidden(passphrase)
+            )
+        # Versions that were deleted and not destroyed count on.
+        return self._write(volume_id, passphrase, after=version).is_ok
 
-    def _write(self, volume_id: str, options: Mapping[str, Any], passphrase: Passphrase) -> bool:
-        """Whether the passphrase was written; not, when it has been under a condition that does not hold."""
+    def _write(self, volume_id: str, passphrase: Passphrase, *, after: int | None) -> Answer:
+        """Write the passphrase as the version that follows ``after``, which is 0 for the first; None for no versions.
+
+        A condition that does not hold is an answer, not an error.
+        """
         content = {"data": {"passphrase": passphrase.reveal()}}
-        answer = self._ask(
+        return self._ask(
             f"storing the passphrase of {volume_id}",
             "POST",
             self._path(volume_id),
-            body={**options, "data": content} if options else content,
-            fine={_BAD_REQUEST} if options else (),
-            hidden=[passphrase.reveal()],
+            body=content if after is None else {"options": {"cas": after}, "data": content},
+            fine=() if after is None else {_BAD_REQUEST},
+            hidden=_hidden(passphrase),
         )
-        return answer.is_ok
 
     def _read(self, volume_id: str) -> Answer:
         return self._ask(f"reading the passphrase of {volume_id}", "GET", self._path(volume_id), fine={_NOT_FOUND})
@@ -182,6 +192,11 @@ class VaultKms:
         if self._settings.token_file is not None:
             return read_token(self._server.kms_id, self._settings.token_file, "vaultTokenFile")
         return self._server.login.token()
+
+
+def _hidden(passphrase: Passphrase) -> list[str]:
+    """Return what no error may repeat."""
+    return [passphrase.reveal()]
 
 
 def _ca_certificate(settings: VaultSettings, request: KmsRequest) -> str:

@@ -8,7 +8,7 @@ import json
 import secrets as randomness
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Lock, Thread
@@ -44,7 +44,8 @@ class VaultServer:
 
     ``engines`` are mounts by name with their version. ``service_accounts`` are the tokens that may log in as ``role``.
     ``is_sealed`` makes it answer 503; ``loses_answers`` does what was asked and breaks off; ``holds`` keeps every
-    request waiting until it is set; ``redirects_to`` is the active server's address. ``denied`` are paths.
+    request waiting until it is set; ``redirects_to`` is the active server's address. ``denied`` are paths,
+    ``finds_wrong`` is said of whatever is written.
     """
 
     address: str = ""
@@ -57,6 +58,7 @@ class VaultServer:
     tokens: set[str] = field(default_factory=set)
     asked: list[Asked] = field(default_factory=list)
     denied: set[str] = field(default_factory=set)
+    finds_wrong: str = ""
     is_sealed: bool = False
     loses_answers: bool = False
     holds: Event | None = None
@@ -141,6 +143,8 @@ class VaultServer:
 
     def _write_version(self, asked: Asked, key: tuple[str, str]) -> _Reply:
         found = self.secrets.get(key, Secret())
+        if self.finds_wrong:
+            return 400, {"errors": [self.finds_wrong]}
         condition = asked.body.get("options", {}).get("cas")
         if condition is not None and condition != len(found.versions):
             return 400, {"errors": ["check-and-set parameter did not match the current version"]}
@@ -190,8 +194,10 @@ def serving_vault(certificate: str = "", **state: Any) -> Iterator[VaultServer]:
             if location:
                 self.send_header("Location", location)
             self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            # Who gave up does not hear it.
+            with suppress(BrokenPipeError):
+                self.end_headers()
+                self.wfile.write(content)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
         if certificate:
