@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from csi_host.errors import Aborted, OutOfRange
+from csi_host.errors import Aborted
 from csi_host_rbd.backend import Cluster
+from csi_host_rbd.block_search import Blocks, search
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.diff import (
     Allocated,
@@ -27,11 +28,9 @@ from csi_host_rbd.ceph.diff import (
     LostOverlap,
     MappedObjects,
     ObjectMaps,
-    ObjectMapsUnusable,
     Union,
     VersionDiff,
 )
-from csi_host_rbd.ceph.extents import Extent
 from csi_host_rbd.ceph.failures import ImageNotFound
 from csi_host_rbd.ceph.image_names import read_image_id
 from csi_host_rbd.ceph.object_versions import open_versions
@@ -52,14 +51,6 @@ class SnapshotChanged(Aborted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blocks:
-    """What is found of a snapshot of ``size_bytes``, window by window: none overlap, and each is in order."""
-
-    size_bytes: int
-    windows: Iterator[Sequence[Extent]]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Snapshot:
     """A CSI snapshot; ``parent`` is the volume's image at the time, None once this one was flattened.
 
@@ -68,6 +59,7 @@ class _Snapshot:
 
     handle: str
     pool: Pool
+    image: str
     image_id: str
     volume: tuple[Sequence[str], int, str, str]
     parent: Parent | None
@@ -85,7 +77,7 @@ class ChangedBlocks:
         with ExitStack() as stack:
             cluster, snapshot = self._find(stack, "snapshot_id", handle, secrets)
             finders, size_bytes = _allocated_finders(stack, cluster, snapshot)
-            yield _blocks(finders, start, size_bytes, _check_of(cluster, snapshot))
+            yield search(finders, start=start, size_bytes=size_bytes, check=_check_of(cluster, snapshot))
 
     @contextmanager
     def delta(self, base: str, target: str, secrets: Mapping[str, str], *, start: int) -> Iterator[Blocks]:
@@ -98,7 +90,7 @@ class ChangedBlocks:
             cluster, newer = self._find(stack, "target_snapshot_id", target, secrets)
             _check_same_volume(older, newer)
             finders, size_bytes = _delta_finders(stack, cluster, older, newer)
-            yield _blocks(finders, start, size_bytes, _check_of(cluster, older, newer))
+            yield search(finders, start=start, size_bytes=size_bytes, check=_check_of(cluster, older, newer))
 
     def _find(self, stack: ExitStack, field: str, handle: str, secrets: Mapping[str, str]) -> tuple[Cluster, _Snapshot]:
         place, found = stack.enter_context(self._places.snapshot(handle, secrets, field=field))
@@ -114,7 +106,14 @@ class ChangedBlocks:
         except ImageNotFound as reason:
             raise SnapshotNotFound(f"{field}: {handle}: {reason}") from reason
         volume = (place.cluster.config.monitors, found.pool.pool_id, found.pool.namespace, found.source)
-        snapshot = _Snapshot(handle=handle, pool=found.pool, image_id=image_id, volume=volume, parent=parent)
+        snapshot = _Snapshot(
+            handle=handle,
+            pool=found.pool,
+            image=found.image_name,
+            image_id=image_id,
+            volume=volume,
+            parent=parent,
+        )
         return place.cluster, snapshot
 
 
@@ -205,30 +204,7 @@ def _is_unchanged(cluster: Cluster, snapshot: _Snapshot) -> bool:
     try:
         if snapshot.parent is not None:
             return is_attached(snapshot.pool, snapshot.image_id, cluster.pool_at)
-        return parent_of(snapshot.pool, snapshot.image_id) is None
+        # Its own data goes first when it is deleted, but before that its name does.
+        return read_image_id(snapshot.pool, snapshot.image) == snapshot.image_id
     except ImageNotFound:
         return False
-
-
-def _blocks(finders: Sequence[Finder], start: int, size_bytes: int, check: Callable[[], None]) -> Blocks:
-    if not 0 <= start <= size_bytes:
-        raise OutOfRange(f"starting_offset: expected at most {size_bytes}, the size of the volume, got {start}")
-    return Blocks(size_bytes=size_bytes, windows=_windows(finders, start, size_bytes, check))
-
-
-def _windows(finders: Sequence[Finder], start: int, end: int, check: Callable[[], None]) -> Iterator[Sequence[Extent]]:
-    """Yield what the first of the finders finds; when the object maps cannot be used any more, what the next does."""
-    finder, *others = finders
-    while start < end:
-        stop = min(end, start + finder.window_bytes)
-        try:
-            found = list(finder.extents(start, stop))
-        except ObjectMapsUnusable as reason:
-            if not others:
-                raise
-            log.info(f"going on without object maps: {reason}")
-            finder, *others = others
-            continue
-        check()
-        yield found
-        start = stop

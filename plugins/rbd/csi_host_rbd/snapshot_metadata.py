@@ -4,8 +4,8 @@ Ranges have different lengths (VARIABLE_LENGTH). What is found is whole objects 
 objects of its own size, and neighbours are made one range: a volume that is written all over needs few. With
 FIXED_LENGTH the smallest part that may be found would have to be every tuple's size.
 
-A stream holds no more than one window of a volume at a time, whatever the reader's pace: gRPC takes the next message
-only when the last one was sent. A reader that leaves is noticed after each window.
+A stream holds no more than a part of what is found at a time, whatever the reader's pace: gRPC takes the next message
+only when the last one was sent. A reader that leaves is noticed after each part.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,9 @@ import grpc
 from csi_host.driver import HostContext
 from csi_host.proto import csi_pb2
 from csi_host.services.snapshot_metadata import SnapshotMetadataServer
+from csi_host_rbd.block_search import Blocks
 from csi_host_rbd.ceph.extents import Extent, merged
-from csi_host_rbd.changed_blocks import Blocks, ChangedBlocks
+from csi_host_rbd.changed_blocks import ChangedBlocks
 
 # A tuple has up to 22 bytes, and clients take messages of 4 MiB.
 _USUAL_RESULTS = 1_000
@@ -64,9 +65,9 @@ def _pages(blocks: Blocks, max_results: int, context: grpc.ServicerContext) -> I
     """Yield pages of at most ``max_results`` extents that do not touch each other; the last one may be empty."""
     size = min(max_results or _USUAL_RESULTS, _MOST_RESULTS)
     waiting: list[Extent] = []
-    for window in blocks.windows:
-        waiting = list(merged([*waiting, *window]))
-        # The last one may go on in the next window.
+    for part in blocks.parts:
+        waiting = list(merged([*waiting, *part]))
+        # The last one may go on in the next part.
         ready, waiting = waiting[:-1], waiting[-1:]
         for start in range(0, len(ready), size):
             yield ready[start : start + size]

@@ -214,9 +214,11 @@ def test_what_is_no_snapshot_is_not_found(pair: Pair) -> None:
             assert text.startswith(field + ":")
 
 
-def test_the_secrets_are_needed(pair: Pair) -> None:
+def test_half_a_secret_is_refused_and_without_any_the_drivers_own_is_used(pair: Pair) -> None:
     for stream in pair.streams():
-        assert refusal(partial(stream, secrets={}))[0] == "INVALID_ARGUMENT"
+        code, text = refusal(partial(stream, secrets={"userID": "csi"}))
+        assert (code, "userKey" in text) == ("INVALID_ARGUMENT", True)
+        assert ranges_of(stream(secrets={})) == ranges_of(stream())
 
 
 @FEATURES

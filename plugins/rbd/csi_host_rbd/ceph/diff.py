@@ -1,19 +1,23 @@
 """What changed in an image from one of its snapshots to another, by whatever the image has for finding it out.
 
-* ``FastDiff`` reads the object maps at the snapshots in between: two operations a snapshot for 64 Ki objects. It is for
-  images with the feature fast-diff whose maps are whole.
+* ``FastDiff`` reads the object maps at the snapshots in between: three operations a snapshot for 64 Ki objects. It is
+  for images with the feature fast-diff whose maps are whole.
 * ``VersionDiff`` asks for the version of every object at both snapshots. It needs nothing of the image.
 
 Both find whole objects. librbd's own search is used by neither: up to 18.2.4 it begins at a snapshot's name among the
 user's, and what a CSI snapshot is a clone of lies in librbd's trash.
 
+The maps do not say what ``rbd snap rollback`` changed (librbd copies the map of the snapshot it goes back to; its own
+fast-diff misses the same). CSI has no such thing: who does it by hand makes a full backup next.
+
 Neither sees a change of what shows through of the image's own parent: that is ``LostOverlap``. An image that was
 flattened or made smaller in between shows less of it afterwards.
 
-Each ``extents(start, end)`` answers for a window of the image that is small enough to be kept in memory whole; nothing
-is remembered from one window to the next, so any offset is as good as another to begin with.
+Each ``extents(start, end)`` answers for a window of the image. Nothing is remembered from one to the next, so any
+offset is as good as another to begin with.
 """
 
+import heapq
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -45,7 +49,10 @@ class Finder(Protocol):
         ...
 
     def extents(self, start: int, end: int) -> Iterable[Extent]:
-        """Return what is found from ``start`` to ``end``, in order and not touching each other."""
+        """Return what is found from ``start`` to ``end``, in order and not touching each other.
+
+        Raises ObjectMapsUnusable, here and not later on.
+        """
         ...
 
 
@@ -194,4 +201,4 @@ class Union:
 
     def extents(self, start: int, end: int) -> Iterable[Extent]:
         """Return what is found from ``start`` to ``end``."""
-        return merged(sorted(extent for finder in self._finders for extent in finder.extents(start, end)))
+        return merged(heapq.merge(*[finder.extents(start, end) for finder in self._finders]))

@@ -28,8 +28,9 @@ _ENOUGH = -1
 class SnapshotView:
     """An image opened read-only at a snapshot; sizes are in bytes."""
 
-    def __init__(self, handle: Any, pool: Pool, spec: str, helper: Helper) -> None:
+    def __init__(self, handle: Any, pool: Pool, spec: str, helper: Helper, *, extents_at_once: int) -> None:
         self._handle = handle
+        self._extents_at_once = extents_at_once
         self._pool = pool
         self._spec = spec
         self._helper = helper
@@ -96,7 +97,7 @@ class SnapshotView:
         yield from found
 
     def _is_too_long(self, found: list[Extent], length: int) -> bool:
-        return len(found) > _EXTENTS_AT_ONCE and length > 1
+        return len(found) > self._extents_at_once and length > 1
 
     def _do(self, action: str, function: Callable[[], T]) -> T:
         step = f"{action} {self._spec}"
@@ -106,7 +107,9 @@ class SnapshotView:
 
 
 @contextmanager
-def open_at(pool: Pool, image_id: str, snapshot_id: int | None) -> Iterator[SnapshotView]:
+def open_at(
+    pool: Pool, image_id: str, snapshot_id: int | None, *, extents_at_once: int = _EXTENTS_AT_ONCE
+) -> Iterator[SnapshotView]:
     """Open an image by id at a snapshot, or as it is now; raises ImageNotFound, also when there is no such snapshot.
 
     It is opened for reading only, so that no lock is taken from whoever writes to it.
@@ -129,7 +132,7 @@ def open_at(pool: Pool, image_id: str, snapshot_id: int | None) -> Iterator[Snap
     try:
         with translated(step):
             helper.call(step, open_, timeout=seconds_for(step, at_most=pool.call_seconds))
-        yield SnapshotView(handle[0], pool, f"image {spec}", helper)
+        yield SnapshotView(handle[0], pool, f"image {spec}", helper, extents_at_once=extents_at_once)
     finally:
         with translated(f"closing image {spec}"):
             helper.end(close, step=f"closing image {spec}", timeout=pool.call_seconds)
