@@ -1,10 +1,14 @@
 """``csi-host rbd``: the driver's own commands."""
 
+import sys
 from pathlib import Path
 
 import click
 
 from csi_host_rbd.devcluster import DEFAULT_DIRECTORY, DevCluster, DevClusterError
+
+# The exit code of fsck for "could not look".
+_NOT_LOOKED = 2
 
 
 class _RbdGroup(click.Group):
@@ -18,9 +22,24 @@ class _RbdGroup(click.Group):
         """Return one command."""
         if cmd_name != "fsck":
             return super().get_command(ctx, cmd_name)
-        from csi_host_rbd.fsck_command import fsck  # noqa: PLC0415 (imports librados)
-
+        try:
+            from csi_host_rbd.fsck_command import fsck  # noqa: PLC0415 (imports librados)
+        except ImportError as error:
+            return _unavailable(cmd_name, str(error))
         return fsck
+
+
+def _unavailable(name: str, reason: str) -> click.Command:
+    """Return a command that says why it cannot be had; the help of the others is still shown."""
+
+    def fail(words: tuple[str, ...]) -> None:
+        del words
+        click.echo(f"csi-host: {reason}", err=True)
+        sys.exit(_NOT_LOOKED)
+
+    words = click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)
+    settings = {"ignore_unknown_options": True}
+    return click.Command(name, params=[words], callback=fail, context_settings=settings, short_help="(unavailable)")
 
 
 @click.group(cls=_RbdGroup)

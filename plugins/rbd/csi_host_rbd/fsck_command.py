@@ -2,6 +2,7 @@
 
 import platform
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -105,7 +106,13 @@ def _list_classes(context: click.Context, _parameter: click.Parameter, is_asked:
 )
 @click.option("--instanceid", default="default", show_default=True, help="The instance id of the controllers.")
 @click.option("--repair", is_flag=True, help="Mend what is found; every finding is looked at again first.")
-@click.option("--only", multiple=True, type=click.Choice(list(CLASSES)), metavar="CLASS", help="Only this class.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(list(CLASSES)),
+    metavar="CLASS",
+    help="Look for this class alone; may be repeated.",
+)
 @click.option("--remove-data", is_flag=True, help="With --repair: also remove what may hold data that is wanted.")
 @click.option(
     "--min-age",
@@ -239,6 +246,11 @@ def _failures() -> Iterator[None]:
         yield
     except (CsiError, TextError) as error:
         click.echo(f"csi-host: {error}", err=True)
+        sys.exit(_NOT_LOOKED)
+    except KeyboardInterrupt:
+        sys.exit(_NOT_LOOKED)
+    except Exception:  # noqa: BLE001 (the interpreter would end with 1, which means findings)
+        traceback.print_exc()
         sys.exit(_NOT_LOOKED)
 
 

@@ -1,14 +1,20 @@
+import subprocess
+import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 
 from csi_host_rbd.ceph import headers, image_names, omap, registries
 from csi_host_rbd.ceph.bindings import rados, rbd
-from csi_host_rbd.ceph.cluster import Pool
+from csi_host_rbd.ceph.cluster import Connections, Pool, Timeouts
 from csi_host_rbd.ceph.create import ImageOptions, SnapshotSpec, clone_image, create_image
-from csi_host_rbd.ceph.failures import ImageNotFound, ObjectNotFound
+from csi_host_rbd.ceph.failures import BackendTimeout, ImageNotFound, ObjectNotFound
 from csi_host_rbd.ceph.image import open_image
 from csi_host_rbd.ceph.parents import parent_of
+from csi_host_rbd.credentials import Credentials
+from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.testing.operations import OperationCounter
 from csi_host_rbd.testing.pools import PoolView
 
@@ -157,3 +163,38 @@ def test_groups_are_found_by_name_and_known_to_be_empty(store: Pool, pool: PoolV
     assert registries.find_group(store, "nobodys") is None
     assert registries.is_group_empty(store, empty)
     assert not registries.is_group_empty(store, full)
+
+
+def test_a_listing_that_was_cut_short_is_not_taken_for_the_end(
+    ceph: DevCluster,
+    make_connections: Callable[..., Connections],
+    mon_host: str,
+    credentials: Credentials,
+    pool: PoolView,
+) -> None:
+    """The binding says that there is no more, whatever happened."""
+    with make_connections(timeouts=Timeouts(operation=4.0)).use(mon_host, credentials) as connection:
+        store = connection.pool(pool.name, pool.namespace)
+        names = {f"object-{number}" for number in range(20)}
+        for name in names:
+            omap.set_keys(store, name, {"a": "b"})
+        ceph.stop_osd()
+        resume = threading.Timer(6.0, ceph.resume_osd)
+        resume.start()
+        try:
+            assert names <= set(registries.object_names(store))
+        finally:
+            resume.join()
+            ceph.resume_osd()
+
+
+def test_a_listing_of_a_hung_cluster_ends(store: Pool, hung: Callable[[], AbstractContextManager[None]]) -> None:
+    with hung(), pytest.raises(BackendTimeout):
+        list(registries.object_names(store))
+
+
+def test_an_object_whose_name_is_no_text_is_passed_over(store: Pool, pool: PoolView) -> None:
+    omap.set_keys(store, "one", {"a": "b"})
+    argv = [b"rados", b"--conf", str(pool.cluster.ceph_conf).encode(), b"-p", pool.name.encode()]
+    subprocess.run([*argv, b"-N", pool.namespace.encode(), b"create", b"\xff\xfe"], check=True, timeout=60)
+    assert sorted(registries.object_names(store)) == ["one", "rbd_directory"]

@@ -5,7 +5,7 @@ from csi_host_rbd.ceph import headers, image_names, mending, registries
 from csi_host_rbd.ceph.bindings import rados, rbd
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.create import ImageOptions, SnapshotSpec, clone_image, create_image
-from csi_host_rbd.ceph.failures import ImageBusy, KeyMismatch, ObjectExists, ObjectNotFound
+from csi_host_rbd.ceph.failures import KeyMismatch, ObjectExists, ObjectNotFound
 from csi_host_rbd.ceph.image import open_image
 from csi_host_rbd.ceph.parents import Parent, parent_of
 from csi_host_rbd.testing.pools import PoolView
@@ -122,15 +122,6 @@ def test_a_nameless_image_is_kept_in_the_trash_and_can_be_restored(store: Pool, 
         rbd.RBD().trash_remove(store.ioctx, image_id)
     pool.rbd("trash", "restore", image_id)
     assert pool.image("found")["id"] == image_id
-
-
-def test_a_lock_that_somebody_has_is_not_removed(store: Pool, pool: PoolView) -> None:
-    store.ioctx.lock_exclusive("lock", "csi", "theirs", "", 60)
-    with pytest.raises((ImageBusy, ObjectExists)):
-        mending.remove_unheld_lock(store, "lock", "csi", "ours")
-    store.ioctx.unlock("lock", "csi", "theirs")
-    mending.remove_unheld_lock(store, "lock", "csi", "ours")
-    assert pool.objects() == ["rbd_directory"]
 
 
 def test_a_group_that_is_gone_may_be_removed_again(store: Pool) -> None:

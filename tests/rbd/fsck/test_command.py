@@ -3,15 +3,18 @@
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from csi_host.process import run
 from csi_host_rbd.cli import rbd
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.fsck.classes import CLASSES
@@ -23,6 +26,7 @@ from csi_host_rbd.testing.rig import write_clusters_file
 pytestmark = pytest.mark.ceph
 
 Call = Callable[..., Result]
+_ONLY_OURS = {"abandoned-lock", "child-not-registered", "id-object-missing", "image-not-listed", "orphan-header"}
 MEMBERS = {"class", "severity", "cause", "objects", "mending", "repair", "commands", "repaired", "problem"}
 
 
@@ -57,18 +61,29 @@ def test_findings_are_an_exit_code_and_text_with_what_mends_them(call: Call, gro
     image = fsck_arrangements.image_missing(ground)
     result = call("--min-age", "0")
     assert result.exit_code == 1
-    for words in ("1 findings", "image-missing (warning)", image, "--repair --only image-missing", "rados --pool"):
+    for words in ("1 finding\n", "image-missing (warning)", image, "--repair --only image-missing", "rados --pool"):
         assert words in result.stdout
 
 
-def test_the_command_lines_that_are_told_do_mend(call: Call, ground: Ground, pool: PoolView) -> None:
-    fsck_arrangements.image_missing(ground)
-    finding = _json(call("--min-age", "0", "--output", "json"))["places"][0]["findings"][0]
-    for command in finding["commands"]:
-        program, *words = command.split()
-        assert program == "rados"
-        pool.cluster.rados(*words)
+def test_the_command_lines_that_are_told_do_mend(call: Call, ground: Ground) -> None:
+    """All but those that no tool of Ceph's can do."""
+    for name, (first, *_) in fsck_arrangements.MENDED.items():
+        if name not in _ONLY_OURS:
+            first(replace(ground, tag=f"-{name}"))
+    told = set()
+    for _ in range(3):
+        for finding in _json(call("--min-age", "0", "--output", "json"))["places"][0]["findings"]:
+            told.add(finding["class"])
+            for command in finding["commands"]:
+                _run_told(ground.pool.cluster, command)
+    assert told >= fsck_arrangements.MENDED.keys() - _ONLY_OURS
     assert call("--min-age", "0").exit_code == 0
+
+
+def _run_told(cluster: DevCluster, line: str) -> None:
+    for command in line.split("; "):
+        program, *words = shlex.split(command)
+        run([program, "--conf", str(cluster.ceph_conf), *words], timeout=60.0)
 
 
 def test_json_has_the_same_members_whatever_is_found(call: Call, ground: Ground, pool: PoolView) -> None:
@@ -198,3 +213,16 @@ def test_progress_is_shown_on_a_terminal_and_only_there(arguments: list[str]) ->
         text = terminal.read(65536).decode()
     assert shown.stdout == quiet.stdout
     assert "objects" in text
+
+
+def test_without_the_bindings_of_ceph_it_says_so_and_the_other_commands_stay() -> None:
+    program = "import sys; sys.modules['rados'] = None; from csi_host_rbd.cli import rbd; rbd()"
+    helped = subprocess.run(
+        [sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert helped.returncode == 0
+    assert "dev-cluster" in helped.stdout
+    argv = [sys.executable, "-c", program, "fsck", "--pool", "rbd"]
+    refused = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert refused.returncode == 2
+    assert "python3-rados" in refused.stderr

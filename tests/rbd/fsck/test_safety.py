@@ -14,6 +14,7 @@ from csi_host_rbd.ceph.writes import Writes
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.fsck.findings import LockKeys
+from csi_host_rbd.shared_locks import RadosLocks
 from csi_host_rbd.testing import ceph_csi, fsck_arrangements
 from csi_host_rbd.testing.fsck_arrangements import MENDED, Arrangement, Ground, new_uuid
 from csi_host_rbd.testing.fsck_kit import Checker
@@ -154,6 +155,22 @@ def test_a_name_that_is_taken_anew_at_the_last_moment_is_kept(
     assert checker.found() == []
 
 
+def test_a_name_whose_object_is_made_at_the_last_moment_is_kept(
+    checker: Checker, pool: PoolView, ceph: DevCluster
+) -> None:
+    """A controller that claims the name first has nothing with an age in between."""
+    uuid = new_uuid()
+    pool.set_key(fsck_arrangements.DIRECTORY, "csi.volume.pvc-x", uuid)
+    values = {"csi.volname": "pvc-x", "csi.imagename": f"csi-vol-{uuid}"}
+    make = Interference("creating object", lambda: pool.set_keys(f"csi.volume.{uuid}", values))
+    with _interfered(checker, ceph, make) as one:
+        report = one.run(repairs=True, only=frozenset({"stale-name"}))
+    assert make.has_acted
+    assert report.left == 0 or not report.outcomes[0].is_repaired
+    assert pool.keys("csi.volumes.default") == {"csi.volume.pvc-x": uuid}
+    assert pool.keys(f"csi.volume.{uuid}") == values
+
+
 class Killed(BaseException):
     """The process has died."""
 
@@ -161,7 +178,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     "arrange",
     [
-        fsck_arrangements.stale_name_with_an_empty_object,
+        fsck_arrangements.stale_name,
         fsck_arrangements.image_missing,
         fsck_arrangements.temp_without_clone,
         fsck_arrangements.snapshot_unfinished,
@@ -336,3 +353,15 @@ def test_all_of_it_at_once_is_mended(ground: Ground, checker: Checker) -> None:
     assert [(one.finding.kind.name, one.problem) for one in report.outcomes if not one.is_repaired] == []
     assert {one.finding.kind.name for one in report.outcomes} >= set(MENDED)
     assert checker.found() == []
+
+
+def test_a_lock_that_a_controller_holds_is_left_to_it(checker: Checker, store: Pool) -> None:
+    locks = RadosLocks(instance_id="default", node="other", lease_seconds=30.0)
+    try:
+        with locks.hold(store, "pvc-x"):
+            before = checker.dump()
+            assert checker.run(repairs=True).outcomes == ()
+            assert checker.dump() == before
+        assert [name for name in before if name.startswith("csi.lock.")]
+    finally:
+        locks.close()

@@ -7,6 +7,7 @@ lock: giving a lock up and taking it again are two operations. An expired lock i
 
 import ipaddress
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,7 +118,8 @@ def operate(pool: Pool, object_name: str, *requests: LockRequest, removes: bool 
     Raises LockTaken, ObjectNotFound, LockUnreadable.
     """
     with _failures(pool, object_name), _operation(requests, removes=removes) as operation:
-        pool.ioctx.operate_write_op(operation, object_name)
+        # The binding sends its default as it is, and the object would be from 1970.
+        pool.ioctx.operate_write_op(operation, object_name, int(time.time()))
 
 
 def operate_later(pool: Pool, object_name: str, *requests: LockRequest, done: Callable[[int], None]) -> None:
@@ -127,7 +129,7 @@ def operate_later(pool: Pool, object_name: str, *requests: LockRequest, done: Ca
         done(abs(int(completion.get_return_value())))
 
     with _failures(pool, object_name), _operation(requests) as operation:
-        pool.ioctx.operate_aio_write_op(operation, object_name, oncomplete=completed)
+        pool.ioctx.operate_aio_write_op(operation, object_name, oncomplete=completed, mtime=int(time.time()))
 
 
 def read_lock(pool: Pool, object_name: str, name: str) -> LockState:

@@ -1,11 +1,9 @@
-"""Locks as they lie on objects, whoever made them."""
+"""The objects that locks lie on."""
 
 from csi_host_rbd.ceph.cluster import Pool
-from csi_host_rbd.ceph.encoding import Decoder, packed, packed_struct
 from csi_host_rbd.ceph.failures import ObjectNotFound, translated
 
 _ATTRIBUTE_PREFIX = "lock."
-_ANSWER_BYTES = 64 * 1024
 
 
 def lock_names(pool: Pool, object_name: str) -> list[str]:
@@ -16,14 +14,3 @@ def lock_names(pool: Pool, object_name: str) -> list[str]:
     except ObjectNotFound:
         return []
     return [name.removeprefix(_ATTRIBUTE_PREFIX) for name in names if name.startswith(_ATTRIBUTE_PREFIX)]
-
-
-def owner_count(pool: Pool, object_name: str, lock_name: str) -> int:
-    """Return how many clients hold a lock now; those whose lease has ended do not count. 1 operation."""
-    try:
-        with translated(f"asking object {pool.name}/{object_name} for its lock"):
-            question = packed_struct(packed(lock_name))
-            _, answer = pool.ioctx.execute(object_name, "lock", "get_info", question, _ANSWER_BYTES)
-    except ObjectNotFound:
-        return 0
-    return Decoder(answer).versioned(lambda one: one.u32())

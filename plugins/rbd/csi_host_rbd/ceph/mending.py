@@ -20,8 +20,6 @@ _ID_OBJECT_PREFIX = "rbd_id."
 # The bit that tells librbd to take the image off its parent's list when it is flattened or removed.
 _CLONE_CHILD = 1 << 1
 _VERSION_2 = struct.Struct("<BBI")
-_LOCK_SECONDS = 30
-_EXCLUSIVE = 1
 
 
 def remove_object_if(pool: Pool, name: str, expected: Mapping[str, str]) -> None:
@@ -72,17 +70,6 @@ def remove_group(pool: Pool, name: str) -> None:
     """Remove a group; fine when it is gone."""
     with suppress(ImageNotFound, ObjectNotFound):
         write(pool, name, "removing group", lambda: rbd.RBD().group_remove(pool.ioctx, name))
-
-
-def remove_unheld_lock(pool: Pool, object_name: str, lock_name: str, cookie: str) -> None:
-    """Remove a lock's object after taking the lock; raises ImageBusy when somebody has it. 2 operations."""
-    step = f"locking object {pool.name}/{object_name}"
-    with pool.writes.step(step), translated(step):
-        pool.ioctx.lock_exclusive(object_name, lock_name, cookie, "fsck", _LOCK_SECONDS)
-    held = packed(lock_name) + bytes([_EXCLUSIVE]) + packed(cookie) + packed("")
-    with _writing(pool, object_name, "removing object") as operation:
-        operation.execute("lock", "assert_locked", packed_struct(held))
-        operation.remove()
 
 
 def _execute(pool: Pool, name: str, method: str, question: bytes) -> None:

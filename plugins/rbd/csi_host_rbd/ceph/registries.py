@@ -3,7 +3,8 @@
 Each is read in pages; looking many things up in one of them is one operation for up to 512 of them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -13,8 +14,8 @@ from csi_host_rbd.ceph.bindings import rbd
 from csi_host_rbd.ceph.calls import call
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.encoding import Decoder, packed, packed_u64
-from csi_host_rbd.ceph.failures import ObjectNotFound, translated
-from csi_host_rbd.ceph.headers import ask, read_time, read_values, values_as_text
+from csi_host_rbd.ceph.failures import BackendTimeout, ObjectNotFound, translated
+from csi_host_rbd.ceph.headers import ask, modified_at, read_time, read_values, values_as_text
 from csi_host_rbd.ceph.parents import Parent
 
 T = TypeVar("T")
@@ -28,6 +29,9 @@ _GROUP_SNAPSHOT_PREFIX = "snapshot_"
 _MIRRORING = "rbd_mirroring"
 _FORMAT_1_CHILDREN = "rbd_children"
 PAGE = 512
+# No operation times out sooner.
+_PROMPT_SECONDS = 0.9
+_LISTINGS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +141,33 @@ def namespaces(pool: Pool) -> list[str]:
 
 
 def object_names(pool: Pool) -> Iterator[str]:
-    """Yield the names of all objects of the RADOS namespace, those with data as well: slow in a big pool."""
-    with translated(f"listing the objects of pool {pool.name}"):
-        for one in pool.ioctx.list_objects():
-            yield one.key
+    """Yield the names of all objects of the RADOS namespace, those with data as well: slow in a big pool.
+
+    Names that are not UTF-8 are left out: nothing of Ceph's or CSI's is called so. The binding takes every error for
+    the end, and so a listing that ended as late as an operation that times out is begun again: names come twice then.
+    Raises BackendTimeout, and what else talking to the pool fails with.
+    """
+    for _ in range(_LISTINGS):
+        last_seconds = yield from _listed(pool)
+        modified_at(pool, DIRECTORY)
+        if last_seconds < _PROMPT_SECONDS:
+            return
+    raise BackendTimeout(f"listing the objects of pool {pool.name}: Ceph did not answer in time, {_LISTINGS} times")
+
+
+def _listed(pool: Pool) -> Generator[str, None, float]:
+    """Yield names and return how many seconds the last step took."""
+    objects = pool.ioctx.list_objects()
+    while True:
+        began = time.monotonic()
+        with translated(f"listing the objects of pool {pool.name}"):
+            try:
+                name = next(objects).key
+            except StopIteration:
+                return time.monotonic() - began
+            except UnicodeDecodeError:
+                continue
+        yield name
 
 
 def object_count(pool: Pool) -> int:

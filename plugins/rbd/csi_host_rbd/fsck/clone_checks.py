@@ -13,8 +13,9 @@ from csi_host_rbd.fsck import steps
 from csi_host_rbd.fsck.classes import CLASSES
 from csi_host_rbd.fsck.findings import Finding, LockKeys, Step
 from csi_host_rbd.fsck.image_checks import examine_temporary
-from csi_host_rbd.fsck.look import Entry, ImageState, Look
+from csi_host_rbd.fsck.look import Look
 from csi_host_rbd.fsck.names import DEFAULT_PREFIXES, TEMPORARY_SUFFIX, is_csi_like, uuid_at_end
+from csi_host_rbd.fsck.records import Entry, ImageState
 
 
 def examine_snapshots(look: Look, name: str, image_id: str) -> list[Finding]:

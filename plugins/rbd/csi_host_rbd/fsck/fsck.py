@@ -24,8 +24,9 @@ from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.registries import batches
 from csi_host_rbd.fsck.classes import CLASSES, Mending
 from csi_host_rbd.fsck.findings import Finding, LockKeys
-from csi_host_rbd.fsck.look import Hints, Look
+from csi_host_rbd.fsck.look import Look
 from csi_host_rbd.fsck.progress import Progress
+from csi_host_rbd.fsck.records import Hints
 from csi_host_rbd.fsck.scan import Scan
 from csi_host_rbd.fsck.suspicions import Suspicion
 

@@ -5,8 +5,9 @@ from csi_host_rbd.ceph.registries import is_mirrored
 from csi_host_rbd.fsck import steps
 from csi_host_rbd.fsck.classes import CLASSES
 from csi_host_rbd.fsck.findings import Finding, Step
-from csi_host_rbd.fsck.look import ImageState, Look
+from csi_host_rbd.fsck.look import Look
 from csi_host_rbd.fsck.names import IN_TREE_PREFIX, uuid_at_end, volume_of_temporary
+from csi_host_rbd.fsck.records import ImageState
 
 
 def examine_image(look: Look, name: str) -> list[Finding]:

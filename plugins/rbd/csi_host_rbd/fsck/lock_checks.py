@@ -1,11 +1,12 @@
 """The objects of locks that controllers share.
 
-A controller's lock is two of the OSD's on one object: who holds it, for good, and its lease, which runs out. One whose
-holder has died is broken by the next controller that wants it, which has the cluster shut the dead one out first; that
-is left to the controllers. What is taken away here are objects that nobody ever wants again.
+A controller's lock is two of the OSD's on one object: who holds it, for good, and its lease, which runs out. Both go
+when the lock is given back. What is left is from a controller that died, and is broken by the next one that wants the
+same name or handle; here it is broken for those that nobody ever wants again.
 """
 
-from csi_host_rbd.ceph.lock_objects import lock_names, owner_count
+from csi_host_rbd.ceph.lock_class import read_lock
+from csi_host_rbd.ceph.lock_objects import lock_names
 from csi_host_rbd.fsck import steps
 from csi_host_rbd.fsck.classes import CLASSES
 from csi_host_rbd.fsck.findings import Finding
@@ -15,18 +16,15 @@ _LEASE_SUFFIX = ".lease"
 
 
 def examine_lock(look: Look, object_name: str) -> list[Finding]:
-    """Look whether anybody holds a lock."""
+    """Look whether anybody alive holds a lock."""
     since = look.modified_at(object_name)
     if since is None:
         return []
-    names = lock_names(look.pool, object_name)
-    owned = [name for name in names if owner_count(look.pool, object_name, name)]
-    leases = [name for name in names if name.endswith(_LEASE_SUFFIX)]
-    if any(name in owned for name in leases or names):
+    owners = {name: read_lock(look.pool, object_name, name).owners for name in lock_names(look.pool, object_name)}
+    leases = [name for name in owners if name.endswith(_LEASE_SUFFIX)]
+    if any(owners[name] for name in leases):
         return []
-    if owned:
-        cause = "its holder has died, as its lease has run out; the next controller that wants it breaks it"
-        return [Finding(kind=CLASSES["abandoned-lock"], cause=cause, objects=(object_name,), since=since)]
-    mend = (steps.remove_lock(look.pool, object_name, names[0] if names else object_name),)
-    cause = "no client has it"
+    dead = sorted({str(owner) for held in owners.values() for owner in held})
+    cause = f"{', '.join(dead)} had it, and its lease has run out" if dead else "no client has it"
+    mend = (steps.free_lock(look.pool, object_name),)
     return [Finding(kind=CLASSES["abandoned-lock"], cause=cause, objects=(object_name,), steps=mend, since=since)]

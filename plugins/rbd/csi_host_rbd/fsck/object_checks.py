@@ -9,8 +9,9 @@ from csi_host_rbd.ceph.registries import in_trash, names_of
 from csi_host_rbd.fsck import steps
 from csi_host_rbd.fsck.classes import CLASSES
 from csi_host_rbd.fsck.findings import Finding, Step
-from csi_host_rbd.fsck.look import ID_OBJECT_PREFIX, ImageState, Look
+from csi_host_rbd.fsck.look import ID_OBJECT_PREFIX, Look
 from csi_host_rbd.fsck.names import is_csi_like
+from csi_host_rbd.fsck.records import ImageState
 
 OBJECT_MAP_PREFIX = "rbd_object_map."
 
@@ -25,7 +26,7 @@ def examine_objects(look: Look, name: str) -> list[Finding]:
     since = look.modified_at(ID_OBJECT_PREFIX + name) or 0.0
     if image.header is None or in_trash(look.pool, [image.image_id]):
         where = "it has no header" if image.header is None else "it is in the trash already"
-        mend = (steps.remove_remnants(look.pool, name),)
+        mend = (steps.remove_remnants(look.pool, image),)
         return [_of_image("image-remnants", image, f"{where}: making or removing it was cut off", mend, since)]
     return _of_whole_image(look, image, since)
 

@@ -66,7 +66,7 @@ def _command(finding: Finding) -> str:
 def _lines(report: Report) -> list[str]:
     place = "/".join(part for part in (report.pool, report.namespace) if part)
     repaired = len(report.outcomes) - report.left
-    counts = f"{report.left} findings" + (f", {repaired} repaired" if repaired else "")
+    counts = f"{report.left} finding{'' if report.left == 1 else 's'}" + (f", {repaired} repaired" if repaired else "")
     young = f", {report.young} too young to judge" if report.young else ""
     lines = [f"{place}: {counts if report.outcomes else 'clean'}{young}"]
     for outcome in report.outcomes:

@@ -21,7 +21,7 @@ from csi_host_rbd.ceph.headers import Header, user_snapshots
 from csi_host_rbd.ceph.image_names import read_image_id
 from csi_host_rbd.ceph.registries import ListedImage, TrashedImage
 from csi_host_rbd.fsck.children import Children
-from csi_host_rbd.fsck.look import Entry, Look
+from csi_host_rbd.fsck.look import Look
 from csi_host_rbd.fsck.names import (
     GROUPS,
     KINDS,
@@ -32,6 +32,7 @@ from csi_host_rbd.fsck.names import (
 )
 from csi_host_rbd.fsck.object_scan import ObjectScan
 from csi_host_rbd.fsck.progress import Progress
+from csi_host_rbd.fsck.records import Entry
 from csi_host_rbd.fsck.suspicions import Suspicion
 from csi_host_rbd.journal import SNAPSHOTS, VOLUMES, Kind
 
@@ -177,6 +178,7 @@ class Scan:
             return
         snapshots = user_snapshots(self._look.pool, header) if header.snapshot_ids else []
         left = [one.name for one in snapshots if one.name != name and is_csi_like(one.name)]
+        self._look.hints.taken_for.update(left)
         if left:
             self._suspect("snapshots", name, header.image_id)
         uuid = uuid_at_end(name)

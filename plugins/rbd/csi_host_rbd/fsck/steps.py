@@ -9,12 +9,18 @@ from csi_host_rbd.ceph import image_names, mending, omap, tasks, trash
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.failures import ImageNotFound, KeyMismatch, ObjectExists, ObjectNotFound
 from csi_host_rbd.ceph.image import open_image
+from csi_host_rbd.ceph.leases import Lease
+from csi_host_rbd.ceph.lock_class import LockType
+from csi_host_rbd.ceph.locks import LeasedLock
 from csi_host_rbd.ceph.parents import Parent
+from csi_host_rbd.ceph.registries import DIRECTORY
 from csi_host_rbd.fsck.findings import Step
-from csi_host_rbd.fsck.look import ID_OBJECT_PREFIX, Entry, Look
+from csi_host_rbd.fsck.look import ID_OBJECT_PREFIX, Look
+from csi_host_rbd.fsck.records import Entry, ImageState
 from csi_host_rbd.journal import Kind
 
 ORPHAN_PREFIX = "csi-host-orphan-"
+_LEASE_SECONDS = 30.0
 _KEPT_SECONDS = 7 * 24 * 3600
 
 
@@ -61,6 +67,14 @@ def drop_entry(entry: Entry) -> Step:
             mending.remove_object_if(entry.pool, entry.object_name, expected)
 
     return Step(command=rados(entry.pool, "rm", entry.object_name), do=do)
+
+
+def block_entry(entry: Entry) -> Step:
+    """Make an empty object where there is none, so that nobody else makes it; raises ObjectExists."""
+    return Step(
+        command=rados(entry.pool, "create", entry.object_name),
+        do=lambda: omap.create_object(entry.pool, entry.object_name, {}),
+    )
 
 
 def restore_entry(pool: Pool, kind: Kind, uuid: str, values: dict[str, str]) -> Step:
@@ -137,12 +151,13 @@ def attach_child(look: Look, parent_pool: Pool, parent: Parent, image_id: str) -
     )
 
 
-def remove_remnants(pool: Pool, name: str) -> Step:
+def remove_remnants(pool: Pool, image: ImageState) -> Step:
     """Remove the names of an image that is not there, or is in the trash."""
-    return Step(
-        command=rados(pool, "rm", ID_OBJECT_PREFIX + name),
-        do=lambda: image_names.remove_remnants(pool, name),
-    )
+    lines = [] if image.id_object is None else [rados(pool, "rm", ID_OBJECT_PREFIX + image.name)]
+    if image.listed_id:
+        keys = (f"name_{image.name}", f"id_{image.listed_id}")
+        lines += [rados(pool, "rmomapkey", DIRECTORY, key) for key in keys]
+    return Step(command="; ".join(lines), do=lambda: image_names.remove_remnants(pool, image.name))
 
 
 def list_image(pool: Pool, name: str, image_id: str) -> Step:
@@ -179,12 +194,22 @@ def remove_object(pool: Pool, name: str) -> Step:
     return Step(command=rados(pool, "rm", name), do=lambda: omap.remove_object(pool, name))
 
 
-def remove_lock(pool: Pool, object_name: str, lock_name: str) -> Step:
-    """Remove a lock's object, having taken the lock."""
-    return Step(
-        command=rados(pool, "rm", object_name),
-        do=lambda: mending.remove_unheld_lock(pool, object_name, lock_name, f"fsck-{uuids.uuid4()}"),
-    )
+def free_lock(pool: Pool, object_name: str) -> Step:
+    """Take a lock as a controller does, which shuts a dead holder's client out first, and give it back."""
+
+    def do() -> None:
+        lock = LeasedLock(
+            pool=pool,
+            object_name=object_name,
+            lock_type=LockType.EXCLUSIVE,
+            cookie=uuids.uuid4().hex,
+            description="csi-host rbd fsck",
+            lease=Lease(what=object_name, seconds=_LEASE_SECONDS),
+        )
+        lock.acquire()
+        lock.release()
+
+    return Step(command="csi-host rbd fsck --repair --only abandoned-lock", do=do)
 
 
 def _place(pool: Pool) -> list[str]:

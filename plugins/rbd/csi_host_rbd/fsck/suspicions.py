@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from csi_host_rbd.fsck.clone_checks import examine_clone, examine_snapshots
+from csi_host_rbd.fsck.entry_checks import examine_entry
 from csi_host_rbd.fsck.findings import Finding
 from csi_host_rbd.fsck.group_checks import examine_group
 from csi_host_rbd.fsck.image_checks import examine_image, examine_temporary
-from csi_host_rbd.fsck.journal_checks import examine_entry, examine_name
 from csi_host_rbd.fsck.lock_checks import examine_lock
 from csi_host_rbd.fsck.look import Look
+from csi_host_rbd.fsck.name_checks import examine_name
 from csi_host_rbd.fsck.names import KINDS
 from csi_host_rbd.fsck.object_checks import examine_header, examine_object_map, examine_objects
 from csi_host_rbd.fsck.trash_checks import examine_task, examine_trashed

@@ -78,6 +78,11 @@ def stale_name(ground: Ground) -> str:
     return f"csi.volume.pvc-x{ground.tag}"
 
 
+def stale_name_of_a_snapshot(ground: Ground) -> str:
+    ground.pool.set_key("csi.snaps.default", f"csi.snap.snap-x{ground.tag}", new_uuid())
+    return f"csi.snap.snap-x{ground.tag}"
+
+
 def stale_name_with_an_empty_object(ground: Ground) -> str:
     return f"csi.volume.{_cut_off(ground, steps=2).name}"
 
@@ -97,6 +102,13 @@ def lost_keys(ground: Ground) -> str:
     volume = ceph_csi.make_volume(ground.pool, f"pvc-x{ground.tag}")
     ground.pool.remove_keys(f"csi.volume.{volume.uuid}")
     return f"csi.volume.pvc-x{ground.tag}"
+
+
+def lost_entry_of_a_snapshot(ground: Ground) -> str:
+    source = ceph_csi.make_volume(ground.pool, f"pvc-x{ground.tag}", size="4M")
+    snapshot = ceph_csi.make_snapshot(source, f"snap-x{ground.tag}")
+    ground.pool.remove_object(f"csi.snap.{snapshot.uuid}")
+    return f"csi.snap.snap-x{ground.tag}"
 
 
 def names_mismatch(ground: Ground) -> str:
@@ -383,15 +395,27 @@ def group_member_missing(ground: Ground) -> str:
 
 
 def abandoned_lock(ground: Ground) -> str:
-    ground.ioctx.lock_exclusive("csi.lock.pvc-x", "csi", "cookie", "", 60)
-    ground.ioctx.unlock("csi.lock.pvc-x", "csi", "cookie")
+    ground.ioctx.lock_exclusive("csi.lock.pvc-x", "csi.holder", "cookie", "", 60)
+    ground.ioctx.unlock("csi.lock.pvc-x", "csi.holder", "cookie")
+    return "csi.lock.pvc-x"
+
+
+def lock_of_a_dead_controller(ground: Ground) -> str:
+    """What the tool takes outlives it."""
+    place = ("--pool", ground.pool.name, "--namespace", ground.pool.namespace)
+    ground.pool.cluster.rados(*place, "lock", "get", "csi.lock.pvc-x", "csi.holder", "--lock-cookie", "theirs")
     return "csi.lock.pvc-x"
 
 
 Arrangement = Callable[[Ground], str]
 # What ``--repair`` mends, with ``--remove-data`` where the class says so.
 MENDED: Mapping[str, tuple[Arrangement, ...]] = {
-    "stale-name": (stale_name, stale_name_with_an_empty_object, stale_name_into_a_pool_that_is_gone),
+    "stale-name": (
+        stale_name,
+        stale_name_of_a_snapshot,
+        stale_name_with_an_empty_object,
+        stale_name_into_a_pool_that_is_gone,
+    ),
     "lost-entry": (lost_entry, lost_keys),
     "empty-name": (empty_name,),
     "entry-without-name": (entry_without_name, snapshot_entry_without_name, entry_whose_name_is_anothers),
@@ -419,10 +443,11 @@ MENDED: Mapping[str, tuple[Arrangement, ...]] = {
     "orphan-object-map": (orphan_object_map,),
     "group-missing": (group_missing,),
     "group-without-entry": (group_without_entry,),
-    "abandoned-lock": (abandoned_lock,),
+    "abandoned-lock": (abandoned_lock, lock_of_a_dead_controller),
 }
 # What is left to a person.
 TOLD: Mapping[str, tuple[Arrangement, ...]] = {
+    "lost-entry": (lost_entry_of_a_snapshot,),
     "names-mismatch": (names_mismatch,),
     "name-unreadable": (name_unreadable,),
     "duplicate-volume": (duplicate_volume,),

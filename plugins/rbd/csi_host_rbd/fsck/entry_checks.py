@@ -1,59 +1,19 @@
-"""Names and entries of the journal, and the image that each stands for.
+"""Entries of the journal, and the image that each stands for.
 
-An entry is written before its name, and both before the image; a deletion goes the other way. So what lacks its later
-half is a call at work or one that was cut off, and only age tells them apart.
+Name and entry are written before the image; a deletion goes the other way. So what lacks its later half is a call at
+work or one that was cut off, and only age tells them apart.
 """
 
-from dataclasses import dataclass
-
-from csi_host_rbd.ceph.failures import PoolNotFound
-from csi_host_rbd.ceph.headers import has_metadata, user_snapshots
+from csi_host_rbd.ceph.headers import user_snapshots
 from csi_host_rbd.ceph.registries import names_of, trashed_image
 from csi_host_rbd.fsck import steps
 from csi_host_rbd.fsck.classes import CLASSES
-from csi_host_rbd.fsck.findings import Finding, LockKeys, Step
+from csi_host_rbd.fsck.findings import Finding, Step
 from csi_host_rbd.fsck.group_checks import group_of_entry
-from csi_host_rbd.fsck.look import Entry, ImageState, Look, noun_of
+from csi_host_rbd.fsck.look import Look
 from csi_host_rbd.fsck.names import GROUPS, split_value
+from csi_host_rbd.fsck.records import Entry, ImageState
 from csi_host_rbd.journal import SNAPSHOTS, Kind
-from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
-
-_ENCRYPTION = ("rbd.csi.ceph.com/encrypted", ".rbd.csi.ceph.com/encrypted")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Key:
-    """A key of a directory."""
-
-    kind: Kind
-    directory: str
-    name: str
-
-    def finding(self, name: str, cause: str, *, mend: tuple[Step, ...] = (), since: float = 0.0) -> Finding:
-        return Finding(
-            kind=CLASSES[name],
-            cause=cause,
-            objects=(f"{self.directory}:{self.kind.prefix}{self.name}",),
-            steps=mend,
-            since=since,
-            locks=LockKeys(keys=(self.name,) if self.name else (), noun=noun_of(self.kind)),
-        )
-
-
-def examine_name(look: Look, kind: Kind, name: str) -> list[Finding]:
-    """Follow a name of our instance's directory to its entry and image."""
-    directory = look.directory(kind)
-    value = look.value(directory, kind, name)
-    if value is None:
-        return []
-    drop = steps.drop_name(look.pool, directory, kind, name, value)
-    key = _Key(kind=kind, directory=directory, name=name)
-    if not name:
-        return [key.finding("empty-name", f"the key leads to {value!r}", mend=(drop,))]
-    pool_id, uuid = split_value(value)
-    if not uuid:
-        return [] if _is_handle(value) else [key.finding("name-unreadable", f"the value is {value!r}")]
-    return _follow(look, key, pool_id, uuid, drop)
 
 
 def examine_entry(look: Look, kind: Kind, uuid: str) -> list[Finding]:
@@ -72,41 +32,7 @@ def examine_entry(look: Look, kind: Kind, uuid: str) -> list[Finding]:
     return _unnamed(look, entry, taken=[value for value in values if value])
 
 
-def _follow(look: Look, key: _Key, pool_id: str, uuid: str, drop: Step) -> list[Finding]:
-    try:
-        entry = look.entry_of_value(key.kind, pool_id, uuid)
-    except PoolNotFound:
-        return [key.finding("stale-name", f"it leads to pool {pool_id}, which does not exist", mend=(drop,))]
-    if entry is None or not entry.name:
-        return [_without_keys(look, key, uuid, entry, drop)]
-    if entry.name != key.name:
-        return [key.finding("names-mismatch", f"object {entry.object_name} has the name {entry.name!r}")]
-    return _of_entry(look, entry, drop)
-
-
-def _without_keys(look: Look, key: _Key, uuid: str, entry: Entry | None, drop: Step) -> Finding:
-    kind = key.kind
-    image = None if kind is GROUPS else look.image_of_uuid(kind, uuid)
-    since = 0.0 if entry is None else look.modified_at(entry.object_name, entry.pool) or 0.0
-    what = f"object {kind.prefix}{uuid} is {'missing' if entry is None else 'without its keys'}"
-    if image is None:
-        undo = (drop,) if entry is None else (steps.drop_entry(entry), drop)
-        return key.finding("stale-name", what, mend=undo, since=since)
-    reason = _why_not_restorable(look, kind, image)
-    values = {kind.name_key: key.name, "csi.imagename": image.name, "csi.imageid": image.image_id}
-    mend = () if reason else (steps.restore_entry(look.pool, kind, uuid, values),)
-    return key.finding("lost-entry", f"{what}, and image {image.name} is there{reason}", mend=mend, since=since)
-
-
-def _why_not_restorable(look: Look, kind: Kind, image: ImageState) -> str:
-    if kind is SNAPSHOTS:
-        return "; which volume it was taken of is not known"
-    if has_metadata(look.pool, image.image_id, *_ENCRYPTION):
-        return "; it is encrypted, and which KMS has its key is not known"
-    return ""
-
-
-def _of_entry(look: Look, entry: Entry, drop: Step) -> list[Finding]:
+def examine_image_of(look: Look, entry: Entry, drop: Step) -> list[Finding]:
     """Look for the image of an entry that has its name."""
     if entry.kind is GROUPS:
         return group_of_entry(look, entry, drop)
@@ -146,11 +72,17 @@ def _missing(look: Look, entry: Entry, drop: Step) -> Finding:
 
 def _with_image(look: Look, entry: Entry, image: ImageState) -> list[Finding]:
     found = []
-    if entry.image_id != image.image_id:
+    if entry.image_id != image.image_id and not _is_told_with_its_source(look, entry, image):
         found.append(_other_id(look, entry, image))
     if entry.kind is SNAPSHOTS:
         found += _own_snapshot(look, entry, image)
     return found
+
+
+def _is_told_with_its_source(look: Look, entry: Entry, image: ImageState) -> bool:
+    # A clone that has no parent yet while its source has the snapshot for it: that is clone-unfinished.
+    has_parent = image.header is not None and image.header.has_parent
+    return not entry.image_id and not has_parent and image.name in look.hints.taken_for
 
 
 def _other_id(look: Look, entry: Entry, image: ImageState) -> Finding:
@@ -220,15 +152,6 @@ def _give_name_back(look: Look, entry: Entry, since: float) -> Finding:
     ours = look.directories(entry.kind) == {directory} and entry.journal_pool_id is None
     mend = (steps.claim_name(look.pool, directory, entry.kind, entry.name, entry.uuid),) if ours else ()
     return _of("volume-without-name", look, entry, cause, mend=mend, since=since)
-
-
-def _is_handle(value: str) -> bool:
-    # The disaster recovery of ceph-csi v3.2 left a handle under a handle.
-    try:
-        VolumeId.parse(value)
-    except InvalidVolumeId:
-        return False
-    return True
 
 
 def _of(name: str, look: Look, entry: Entry, cause: str, *, mend: tuple[Step, ...] = (), since: float = 0.0) -> Finding:
