@@ -64,9 +64,7 @@ class DaemonPool(ThreadPoolExecutor):
                 raise RuntimeError(f"the {self._name} pool is shut down")
             if self._inboxes:
                 self._inboxes.pop().put(task)
-            elif self._started < self._size:
-                self._start(task)
-            else:
+            elif self._started == self._size or not self._has_started(task):
                 self._waiting.append(task)
         return future
 
@@ -77,10 +75,17 @@ class DaemonPool(ThreadPoolExecutor):
             while self._inboxes:
                 self._inboxes.pop().put(None)
 
-    def _start(self, first: _Task) -> None:
+    def _has_started(self, first: _Task) -> bool:
+        """Start one more thread; where the system has none left, those that there are have to do."""
+        name = f"{self._name}-{self._started + 1}"
+        try:
+            threading.Thread(target=self._work, args=(first,), name=name, daemon=True).start()
+        except RuntimeError:
+            if self._started == 0:
+                raise
+            return False
         self._started += 1
-        name = f"{self._name}-{self._started}"
-        threading.Thread(target=self._work, args=(first,), name=name, daemon=True).start()
+        return True
 
     def _work(self, first: _Task) -> None:
         inbox: SimpleQueue[_Task | None] = SimpleQueue()

@@ -7,6 +7,9 @@ import pytest
 
 from csi_host.server.pools import DaemonPool
 
+# A thread with such a stack cannot be started.
+_MORE_THAN_THERE_IS = 2**60
+
 
 def test_a_task_gives_its_result_or_its_error() -> None:
     pool = DaemonPool(2, "test")
@@ -55,6 +58,21 @@ def test_one_caller_after_a_crowd_gets_one_thread_and_leaves_the_others_alone() 
         _until_idle(pool, 8)
         seen.add(pool.submit(threading.get_ident).result(10))
     assert len(seen) == 1
+    pool.shutdown()
+
+
+def test_where_no_thread_can_be_started_those_that_there_are_do_the_work() -> None:
+    pool = DaemonPool(8, "test")
+    go = threading.Event()
+    first = pool.submit(go.wait, 10)
+    usual = threading.stack_size(_MORE_THAN_THERE_IS)
+    try:
+        second = pool.submit(divmod, 7, 2)
+    finally:
+        threading.stack_size(usual)
+    go.set()
+    assert first.result(10)
+    assert second.result(10) == (3, 1)
     pool.shutdown()
 
 

@@ -138,6 +138,19 @@ def test_a_helper_that_pauses_keeps_its_thread() -> None:
     helper.end()
 
 
+def test_where_no_thread_can_be_started_the_call_is_to_be_made_again() -> None:
+    threads = HelperThreads(purpose="test", limit=1)
+    # More than there is.
+    usual = threading.stack_size(2**60)
+    try:
+        with pytest.raises(BackendUnavailable, match="no thread can be started for a call of the test"):
+            threads.call("adding", lambda: 1, timeout=LONG)
+    finally:
+        threading.stack_size(usual)
+    assert threads.running == 0
+    assert threads.call("adding", lambda: 1, timeout=LONG) == 1
+
+
 def _wait_until_free(free: FreeThreads, count: int) -> None:
     for _ in range(1000):
         if free.count == count:

@@ -24,11 +24,12 @@ from csi_host_rbd.ceph.failures import (
     translated_connect,
 )
 from csi_host_rbd.ceph.helpers import FreeThreads, HelperThreads
+from csi_host_rbd.ceph.memory import release_free_memory
 from csi_host_rbd.ceph.writes import Writes
 from csi_host_rbd.credentials import Credentials
 
 _IDLE_SECONDS = 600.0
-_SWEEP_SECONDS = 60.0
+_SWEEP_SECONDS = 15.0
 # A call that does not answer holds a thread; beyond these more calls fail at once.
 _MAP_THREADS = 8
 _MANAGER_THREADS = 4
@@ -445,6 +446,7 @@ class Connections:
         while not self._closing.wait(min(_SWEEP_SECONDS, self._idle_seconds)):
             for slot in self._take_idle():
                 slot.close()
+            release_free_memory()
 
     def _take_idle(self) -> list[_Slot]:
         oldest = time.monotonic() - self._idle_seconds

@@ -98,7 +98,13 @@ class HelperThreads:
                     f"{len(self._hanging)} calls of the {self._purpose} hang; the oldest: {oldest}"
                 )
             self._running += 1
-        return Helper(self, target, self._free.take())
+        try:
+            thread = self._free.take()
+        except RuntimeError as error:
+            with self._guard:
+                self._running -= 1
+            raise BackendUnavailable(f"no thread can be started for a call of the {self._purpose}: {error}") from error
+        return Helper(self, target, thread)
 
     def call(self, step: str, function: Callable[[], T], *, timeout: float, target: str = "") -> T:
         """Return ``function()``, waiting ``timeout`` seconds at the most; raises BackendTimeout."""
