@@ -63,11 +63,11 @@ class VaultHttp:
     def __init__(self, kms_id: str, settings: VaultSettings, ca_certificate: str) -> None:
         self._kms_id = kms_id
         self._address = settings.address
-        # "" would be taken for a name.
-        name: Any = settings.server_name or None
-        self._pool = urllib3.PoolManager(
-            ssl_context=_tls(kms_id, settings, ca_certificate), server_hostname=name, assert_hostname=name
-        )
+        name = settings.server_name
+        # Without TLS, urllib3 2.3 and older refuse a name to compare the certificate's with.
+        has_name = bool(name) and urlsplit(settings.address).scheme == "https"
+        names: dict[str, Any] = {"server_hostname": name, "assert_hostname": name} if has_name else {}
+        self._pool = urllib3.PoolManager(ssl_context=_tls(kms_id, settings, ca_certificate), **names)
 
     def ask(
         self,
