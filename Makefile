@@ -33,7 +33,7 @@ PACKAGES_TEST := ceph-mds ceph-fuse
 PACKAGES := $(PACKAGES_PYTHON) $(PACKAGES_CEPH) $(PACKAGES_QEMU) $(PACKAGES_NODE)
 test setup: PACKAGES += $(PACKAGES_TEST)
 
-.PHONY: help run test test-root bench report-volumes report-memory lint setup packages proto wheel clean
+.PHONY: help run test test-kills test-root bench report-volumes report-memory lint setup packages proto wheel clean
 
 help:
 	@sed -n '1,/^$$/s/^# \?//p' Makefile
@@ -58,6 +58,12 @@ test-root: packages
 	@mkdir -p build
 	exec $(AS_ROOT) env $(if $(ROOTS),ROOTS='$(ROOTS)') $(if $(MIRROR),MIRROR='$(MIRROR)') \
 	    PACKAGES='$(PACKAGES_PYTHON) $(PACKAGES_CEPH)' tests/roots/run '$(SUITE)' $(ARGS)
+
+# csi-host killed 300 times while 16 callers work; SEED=number repeats a run.
+test-kills: export KILLS ?= 300
+test-kills: export SEED ?= 7
+test-kills: $(INSTALLED_DEV)
+	@exec $(AS_ROOT) $(if $(ROOT),KILLS=$(KILLS) SEED=$(SEED)) $(PYTHON) -m pytest tests/crash/test_random_kills.py $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	@.venv/bin/ruff check --quiet

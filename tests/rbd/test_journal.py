@@ -16,7 +16,7 @@ from csi_host_rbd.ceph.cluster import Connection, Connections, Pool, Timeouts
 from csi_host_rbd.ceph.failures import BackendTimeout, ObjectNotFound, PermissionDenied
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster
-from csi_host_rbd.journal import Doubts, Journal, NamesMismatch, NameTaken
+from csi_host_rbd.journal import Journal, NamesMismatch, NameTaken
 from csi_host_rbd.testing.operations import OperationCounter
 from csi_host_rbd.testing.pools import PoolView
 
@@ -32,7 +32,6 @@ class Desk:
 
     connection: Connection
     store: Pool
-    doubts: Doubts
     counter: OperationCounter
 
     def journal(self, store: Pool | None = None) -> Journal:
@@ -40,7 +39,6 @@ class Desk:
             pool=store or self.store,
             instance_id="default",
             pool_with_id=lambda pool_id: self.connection.pool_with_id(pool_id, self.store.namespace),
-            doubts=self.doubts,
         )
 
 
@@ -53,7 +51,6 @@ def desk(ceph: DevCluster, pool: PoolView) -> Iterator[Desk]:
             yield Desk(
                 connection=connection,
                 store=connection.pool(pool.name, pool.namespace),
-                doubts=Doubts(),
                 counter=counter,
             )
         connections.close()
@@ -179,15 +176,31 @@ def test_an_image_id_is_not_written_into_a_reservation_that_is_gone(journal: Jou
     assert pool.journal() == {DIRECTORY: {}}
 
 
-@pytest.mark.parametrize("is_empty", [True, False], ids=["an empty object", "no object"])
-def test_a_name_that_leads_nowhere_is_free_again(journal: Journal, pool: PoolView, is_empty: bool) -> None:
-    if is_empty:
-        # What ceph-csi leaves when it dies between its steps.
-        pool.create_object(f"csi.volume.{UUID}")
+def test_a_name_that_leads_to_an_empty_object_is_free_again(journal: Journal, pool: PoolView) -> None:
+    # What ceph-csi leaves when it dies between its steps.
+    pool.create_object(f"csi.volume.{UUID}")
     pool.set_key(DIRECTORY, "csi.volume.pvc-1", UUID)
     assert journal.find("pvc-1") is None
     assert pool.journal() == {DIRECTORY: {}}
     assert journal.reserve("pvc-1").name == "pvc-1"
+
+
+def test_a_name_without_an_object_is_taken_over_with_its_uuid(journal: Journal, pool: PoolView) -> None:
+    pool.set_key(DIRECTORY, "csi.volume.pvc-1", UUID)
+    assert journal.find("pvc-1") is None
+    assert journal.reserve("pvc-1").uuid == UUID
+    assert set(pool.journal()) == {DIRECTORY, f"csi.volume.{UUID}"}
+    with pytest.raises(NameTaken):
+        journal.reserve("pvc-1")
+
+
+def test_after_a_crash_within_withdrawing_the_name_is_free(journal: Journal, pool: PoolView) -> None:
+    made = journal.reserve("pvc-1")
+    pool.remove_object(f"csi.volume.{made.uuid}")
+    assert journal.find("pvc-1") is None
+    again = journal.reserve("pvc-1")
+    journal.withdraw(again)
+    assert pool.journal() == {DIRECTORY: {}}
 
 
 @pytest.mark.parametrize("value", [f"00000000000f4240/{UUID}", f"junk/{UUID}", "junk", "-1/x"])
@@ -227,7 +240,7 @@ def test_an_object_that_lost_its_keys_is_found_by_its_handle_without_a_name(jour
 
 def test_another_instance_has_names_of_its_own(desk: Desk) -> None:
     made = desk.journal().reserve("pvc-1")
-    other = Journal(pool=desk.store, instance_id="other", pool_with_id=desk.connection.pool_with_id, doubts=Doubts())
+    other = Journal(pool=desk.store, instance_id="other", pool_with_id=desk.connection.pool_with_id)
     assert other.find("pvc-1") is None
     assert other.reserve("pvc-1").uuid != made.uuid
 
@@ -263,48 +276,35 @@ def test_a_name_that_cannot_be_a_key_is_refused_and_leaves_nothing(journal: Jour
     assert pool.journal() == {}
 
 
-def test_an_object_whose_making_timed_out_is_cleared_away_by_a_later_call(
+def test_a_reservation_that_timed_out_is_gone_on_with_by_the_next_call(
     desk: Desk, pool: PoolView, hang: Callable[[], AbstractContextManager[None]]
 ) -> None:
     desk.journal().reserve("warm")
     with hang(), pytest.raises(BackendTimeout):
         desk.journal().reserve("pvc-1")
-    assert len(desk.doubts.all()) == 1
     # The operation is done by now: reads of this client come after it.
-    assert desk.journal().find("pvc-2") is None
-    assert desk.doubts.all() == {}
-    assert {"csi.volumes.default"} | {name for name in pool.journal() if "pvc-1" in pool.keys(name).values()} == {
-        "csi.volumes.default"
-    }
-
-
-def test_a_claim_that_timed_out_and_was_made_after_all_is_the_reservation_of_the_retry(
-    desk: Desk, pool: PoolView
-) -> None:
+    assert desk.journal().find("pvc-1") is None
     made = desk.journal().reserve("pvc-1")
-    desk.doubts.note(made.uuid, "pvc-1")
-    assert desk.journal().find("pvc-1") == made
-    assert desk.doubts.all() == {}
-    assert f"csi.volume.{made.uuid}" in pool.journal()
+    assert pool.journal()[DIRECTORY]["csi.volume.pvc-1"] == made.uuid
+    assert len([name for name in pool.journal() if "pvc-1" in pool.keys(name).values()]) == 1
 
 
-def test_a_claim_that_is_refused_for_good_takes_the_object_away_again(
+def test_when_the_object_is_refused_for_good_the_name_is_given_back(
     ceph: DevCluster, pool: PoolView, make_user: Callable[[str], Credentials]
 ) -> None:
-    # The objects of volumes may be written by this user, the directory only read.
+    # The directory may be written by this user, the objects of volumes only read.
     user = make_user(
-        f"allow rwx pool={pool.name} namespace={pool.namespace} object_prefix csi.volume., "
+        f"allow rwx pool={pool.name} namespace={pool.namespace} object_prefix csi.volumes., "
         f"allow r pool={pool.name} namespace={pool.namespace}"
     )
-    connections, doubts = Connections(timeouts=Timeouts(connect=5.0, operation=2.0)), Doubts()
+    connections = Connections(timeouts=Timeouts(connect=5.0, operation=2.0))
     with connections.use(",".join(ceph.monitors), user) as connection:
         store = connection.pool(pool.name, pool.namespace)
-        journal = Journal(pool=store, instance_id="default", pool_with_id=connection.pool_with_id, doubts=doubts)
+        journal = Journal(pool=store, instance_id="default", pool_with_id=connection.pool_with_id)
         with pytest.raises(PermissionDenied):
             journal.reserve("pvc-1")
     connections.close()
-    assert pool.journal() == {}
-    assert doubts.all() == {}
+    assert pool.journal() == {DIRECTORY: {}}
 
 
 @pytest.fixture

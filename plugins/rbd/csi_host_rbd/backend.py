@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from threading import Lock
 
 from csi_host_rbd.ceph.cluster import Connection, Connections, Pool
 from csi_host_rbd.ceph.failures import PoolNotFound
 from csi_host_rbd.clusters import ClusterConfig, Clusters
 from csi_host_rbd.controller_secret import ControllerSecret
 from csi_host_rbd.credentials import Credentials
-from csi_host_rbd.journal import VOLUMES, Doubts, Journal, Kind
+from csi_host_rbd.journal import VOLUMES, Journal, Kind
 
 # What Ceph calls a pool's use for images.
 _APPLICATION = "rbd"
@@ -60,8 +59,6 @@ class Backend:
         self._clusters = clusters
         self._connections = connections
         self._instance_id = instance_id
-        self._guard = Lock()
-        self._doubts: dict[tuple[str, int, str, Kind], Doubts] = {}
 
     def cluster_ids(self) -> list[str]:
         """Return the ids of all clusters, in order; raises ClustersFileInvalid."""
@@ -86,9 +83,4 @@ class Backend:
 
     def journal(self, cluster: Cluster, pool: Pool, kind: Kind = VOLUMES) -> Journal:
         """Return the journal of volumes, or of snapshots, in a pool."""
-        with self._guard:
-            key = (cluster.config.cluster_id, pool.pool_id, pool.namespace, kind)
-            doubts = self._doubts.setdefault(key, Doubts())
-        return Journal(
-            pool=pool, instance_id=self._instance_id, pool_with_id=cluster.pool_with_id, doubts=doubts, kind=kind
-        )
+        return Journal(pool=pool, instance_id=self._instance_id, pool_with_id=cluster.pool_with_id, kind=kind)

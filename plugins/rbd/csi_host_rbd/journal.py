@@ -4,20 +4,22 @@ A directory object ``csi.volumes.<instance>`` has a key ``csi.volume.<CO name>``
 uuid; an object ``csi.volume.<uuid>`` beside it says the rest. What is on disk between two steps of ``reserve`` and
 ``undo`` can be read by both drivers:
 
-* the uuid's object is made with all its keys in one operation, then the name is claimed in one operation that fails
-  when another controller was faster: an object without a name is the only thing a crash can leave, never half a one;
+* the name is claimed in one operation, which fails when another controller was faster, then the uuid's object is made
+  with all its keys in one operation: a crash leaves a name without an object, never half a one. Nobody is in the way of
+  the next call: it goes on with the uuid that the name leads to, and of two that do so one gets to make the object;
 * ``undo`` drops the name first, and only while it still points at our uuid: after a crash the object still knows its
-  name and is found by its handle.
+  name and is found by its handle. ``withdraw`` is for what nobody has a handle of, and goes the other way round: after
+  a crash the name leads to nothing again.
 
-A write that timed out may still be applied when the OSD comes back. For the claim this is harmless, as the retry reads
-the name after it; an object whose making timed out is noted, and removed by a later call unless it got its name.
+A write that timed out may still be applied when the OSD comes back. This is harmless: each is conditional, on the name
+being free, or on the object not being there.
 """
 
 import logging
 import uuid as uuids
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from threading import Lock
 
 from csi_host.errors import Aborted, CsiError, Internal
 from csi_host_rbd.ceph import omap
@@ -28,6 +30,7 @@ from csi_host_rbd.ceph.failures import (
     ObjectNotFound,
     PoolNotFound,
 )
+from csi_host_rbd.image_naming import uuid_in
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +42,6 @@ _SOURCE = "csi.source"
 _KMS_ID = "csi.volume.encryptKMS"
 _ENCRYPTION_TYPE = "csi.volume.encryptionType"
 _ATTEMPTS = 5
-# A call settles a few that others left, not all of an outage's.
-_DOUBTS_A_CALL = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,29 +97,6 @@ class Reservation:
         return f"{self.pool.pool_id:016x}/{self.uuid}"
 
 
-class Doubts:
-    """The uuids whose object may still appear without a name, as a write of theirs timed out; by uuid the name."""
-
-    def __init__(self) -> None:
-        self._guard = Lock()
-        self._names: dict[str, str] = {}
-
-    def note(self, uuid: str, name: str) -> None:
-        """Remember a uuid."""
-        with self._guard:
-            self._names[uuid] = name
-
-    def take(self) -> tuple[str, str] | None:
-        """Return a uuid and its name, and forget it; None when there is none."""
-        with self._guard:
-            return self._names.popitem() if self._names else None
-
-    def all(self) -> dict[str, str]:
-        """Return what is remembered."""
-        with self._guard:
-            return dict(self._names)
-
-
 class Journal:
     """The journal in one pool; ``pool_with_id`` finds the others that an entry may point to."""
 
@@ -128,26 +106,25 @@ class Journal:
         pool: Pool,
         instance_id: str,
         pool_with_id: Callable[[int], Pool],
-        doubts: Doubts,
         kind: Kind = VOLUMES,
     ) -> None:
         self._pool = pool
         self._pool_with_id = pool_with_id
-        self._doubts = doubts
         self._kind = kind
         self._directory = kind.directory + instance_id
 
     def find(self, name: str) -> Reservation | None:
-        """Return the reservation of a CO name, None when there is none; a stale one is undone.
+        """Return the reservation of a CO name, None when there is none, or none but the name; a stale one is undone.
 
         Costs 1 operation, 2 when there is one. Raises NamesMismatch.
         """
-        self._settle_doubts()
         value = self._directory_value(self._pool, name)
         if value is None:
             return None
         pool, uuid = self._locate(value)
         found = None if pool is None else self._read(pool, uuid, journal_pool=self._pool)
+        if found is None and self._is_begun(value):
+            return None
         if found is None or not found.name or (self._kind.has_source and not found.source):
             log.warning(f"the reservation of {name} in pool {self._pool.name} is stale ({value}) and is undone")
             self._drop_name(self._pool, name, value)
@@ -198,9 +175,9 @@ class Journal:
         kms_id: str = "",
         encryption_type: str = "",
     ) -> Reservation:
-        """Reserve a CO name that ``find`` did not find. 2 operations. Raises NameTaken."""
+        """Reserve a CO name that ``find`` did not find. 2 operations, 3 more after a crash. Raises NameTaken."""
         for _ in range(_ATTEMPTS):
-            uuid = str(uuids.uuid4())
+            uuid = self._claim(name)
             reservation = Reservation(
                 name=name,
                 uuid=uuid,
@@ -212,11 +189,9 @@ class Journal:
                 kms_id=kms_id,
                 encryption_type=encryption_type,
             )
-            try:
-                self._write(reservation)
-            except ObjectExists:
-                continue
-            return reservation
+            with suppress(ObjectExists):
+                self._create(reservation)
+                return reservation
         raise Internal(f"{_ATTEMPTS} random uuids were all taken in pool {self._pool.name}")
 
     def store_image_id(self, reservation: Reservation, image_id: str) -> None:
@@ -234,7 +209,25 @@ class Journal:
             # ceph-csi v3.0 to v3.10 wrote the keys there.
             omap.remove_object(reservation.journal_pool, self._object(reservation.uuid))
 
-    def _write(self, reservation: Reservation) -> None:
+    def withdraw(self, reservation: Reservation) -> None:
+        """Take back a reservation whose handle nobody was given; the image must be gone. 2 operations."""
+        omap.remove_object(reservation.pool, self._object(reservation.uuid))
+        self._drop_name(reservation.journal_pool, reservation.name, reservation.directory_value)
+
+    def _claim(self, name: str) -> str:
+        """Return the uuid that the name leads to from now on: a new one, or that of a reservation that was cut off."""
+        uuid = str(uuids.uuid4())
+        try:
+            omap.claim_key(self._pool, self._directory, self._key(name), uuid)
+        except KeyMismatch as error:
+            value = self._directory_value(self._pool, name) or ""
+            if not self._is_begun(value) or self.read(value) is not None:
+                raise _taken(name) from error
+            return value
+        return uuid
+
+    def _create(self, reservation: Reservation) -> None:
+        """Make the uuid's object; raises ObjectExists when it is another volume's, NameTaken when it is this one's."""
         values = {self._kind.name_key: reservation.name, _IMAGE_NAME: reservation.image_name}
         optional = {
             _OWNER: reservation.owner,
@@ -245,45 +238,27 @@ class Journal:
         values |= {key: value for key, value in optional.items() if value}
         try:
             omap.create_object(self._pool, self._object(reservation.uuid), values)
-            omap.claim_key(self._pool, self._directory, self._key(reservation.name), reservation.uuid)
-        except ObjectExists:
-            raise
-        except KeyMismatch as error:
-            self._withdraw(reservation)
-            raise NameTaken(f"another controller has just begun a volume named {reservation.name}") from error
         except CsiError as error:
+            # After an error that leaves the outcome open the next call goes on from here.
             if error.is_final:
-                self._withdraw(reservation)
-            else:
-                self._doubts.note(reservation.uuid, reservation.name)
+                self._give_up(reservation, because_of=error)
             raise
 
-    def _withdraw(self, reservation: Reservation) -> None:
-        """Remove the object of a reservation that did not get its name; when that fails a later call does it."""
+    def _give_up(self, reservation: Reservation, *, because_of: CsiError) -> None:
+        """Drop the name whose object could not be made, unless another controller has made it: NameTaken."""
         try:
-            omap.remove_object(self._pool, self._object(reservation.uuid))
-        except CsiError:
-            self._doubts.note(reservation.uuid, reservation.name)
+            there = self.read(reservation.uuid)
+            if there is not None and there.name == reservation.name:
+                raise _taken(reservation.name) from because_of
+            self._drop_name(self._pool, reservation.name, reservation.uuid)
+        except NameTaken:
+            raise
+        except CsiError as error:
+            raise Aborted(f"{because_of}; and the name could not be given back yet: {error}") from because_of
 
-    def _settle_doubts(self) -> None:
-        """Remove the objects in doubt that did not get their name.
-
-        The operations of one client on one object are done in order: once the directory has been read, a claim that
-        was sent before has been made or never will be.
-        """
-        for _ in range(_DOUBTS_A_CALL):
-            doubt = self._doubts.take()
-            if doubt is None:
-                return
-            uuid, name = doubt
-            try:
-                if self._directory_value(self._pool, name) != uuid:
-                    omap.remove_object(self._pool, self._object(uuid))
-            except CsiError as error:
-                # It is some other volume's trouble, which must not become this call's.
-                log.info(f"object {self._object(uuid)} of pool {self._pool.name} is still in doubt: {error}")
-                self._doubts.note(uuid, name)
-                return
+    def _is_begun(self, value: str) -> bool:
+        """Whether a value of the directory may be that of a reservation whose object is still to be made."""
+        return uuid_in(value) == value != ""
 
     def _directory_value(self, pool: Pool, name: str) -> str | None:
         key = self._key(name)
@@ -362,3 +337,7 @@ class Journal:
 
     def _object(self, uuid: str) -> str:
         return self._kind.prefix + uuid
+
+
+def _taken(name: str) -> NameTaken:
+    return NameTaken(f"another controller has just begun what is named {name}")

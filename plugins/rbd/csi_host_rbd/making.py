@@ -6,7 +6,7 @@ without is taken over; one that is made from a source only when it is attached t
 
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -16,7 +16,7 @@ from csi_host_rbd.ceph import image_names, parents
 from csi_host_rbd.ceph.create import ImageOptions
 from csi_host_rbd.ceph.failures import ImageExists, ImageNotFound
 from csi_host_rbd.ceph.image import Image, look_at_image, open_image
-from csi_host_rbd.contents import Content, Contents, Source, VolumeSource, drop_source_snapshot
+from csi_host_rbd.contents import Blank, Content, Contents, Source, VolumeSource, drop_source_snapshot
 from csi_host_rbd.encryption.keys import Keys
 from csi_host_rbd.encryption.service import check_source, differs, forget
 from csi_host_rbd.encryption.state import read_state
@@ -135,14 +135,25 @@ class VolumeMaker:
                 _forget_passphrase(wanted, place, found)
                 place.volumes.undo(found)
                 return self.make(wanted, place, secrets)
+        # One that was half made, or undone, may have got into the trash and no further.
+        self._removal.finish_trashed(place, found.pool, found.image_name)
         return self._make_again(wanted, place, found, secrets)
 
     def _make_again(self, wanted: WantedVolume, place: Place, found: Reservation, secrets: Mapping[str, str]) -> Volume:
-        """Make the image of a reservation; the uuid is kept: an image whose creation timed out may still appear."""
-        with self._contents.opened(wanted.source, place, secrets) as content:
-            content.check()
-            _size(wanted, content)
-            _check_keys(wanted, content)
+        """Make the image of a reservation; the uuid is kept: an image whose creation timed out may still appear.
+
+        When nothing can be made of the source any more the reservation goes: nobody may ever ask again.
+        """
+        with ExitStack() as stack:
+            try:
+                content = stack.enter_context(self._contents.opened(wanted.source, place, secrets))
+                content.check()
+                _size(wanted, content)
+                _check_keys(wanted, content)
+            except CsiError as error:
+                if error.is_final:
+                    self._undo(wanted, place, found, Blank(), because_of=error)
+                raise
             if isinstance(wanted.source, VolumeSource):
                 self._removal.remove_intermediate(place, found.pool, found.image_name)
                 # Under which name ceph-csi takes its snapshot of the source.
@@ -174,11 +185,12 @@ class VolumeMaker:
 
         Raises ImageNotFound, HalfMade, and without ``content`` PassphraseInDoubt.
         """
+        is_begun = wanted.source is not None and not found.image_id
+        if is_begun:
+            _check_cloned(place, found)
         there = look_at_image(found.pool, found.image_name, _Found.of)
-        if found.image_id or wanted.source is None:
+        if not is_begun:
             _check_size(wanted, there.size_bytes)
-        elif not parents.is_attached(found.pool, there.image_id, place.cluster.pool_at):
-            raise HalfMade(f"the cloning of image {found.pool.spec(found.image_name)} was cut off")
         elif wanted.keys is not None:
             if content is None:
                 raise PassphraseInDoubt
@@ -230,7 +242,7 @@ class VolumeMaker:
             self._removal.remove_image(place, reservation.pool, reservation.image_name)
             content.withdraw(reservation.image_name)
             _forget_passphrase(wanted, place, reservation)
-            place.volumes.undo(reservation)
+            place.volumes.withdraw(reservation)
         except CsiError as error:
             first = because_of if isinstance(because_of, CsiError) else type(because_of).__name__
             raise Aborted(f"{first}; and what was made could not be removed yet: {error}") from because_of
@@ -297,6 +309,13 @@ def _size(wanted: WantedVolume, content: Content) -> int:
 def _asked(wanted: WantedVolume) -> int:
     """Return the size that was asked for; 0 when a volume that is made from a source is to have the source's."""
     return wanted.size_bytes if wanted.capacity.required_bytes or wanted.source is None else 0
+
+
+def _check_cloned(place: Place, found: Reservation) -> None:
+    """Raise HalfMade for an image that is not attached to its source, perhaps so that it cannot even be opened."""
+    image_id = image_names.read_image_id(found.pool, found.image_name)
+    if not parents.is_attached(found.pool, image_id, place.cluster.pool_at):
+        raise HalfMade(f"the cloning of image {found.pool.spec(found.image_name)} was cut off")
 
 
 def _check_size(wanted: WantedVolume, size_bytes: int) -> None:

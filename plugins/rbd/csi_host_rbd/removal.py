@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from csi_host_rbd.ceph import image_names, trash
 from csi_host_rbd.ceph.cluster import Pool
@@ -32,7 +33,9 @@ class Removal:
         try:
             image_id = image_names.read_image_id(pool, name)
             if snapshots:
-                self.remove_snapshots(pool, name, snapshots)
+                # One whose parent has gone before it was attached cannot be opened, and has none yet.
+                with suppress(ImageNotFound):
+                    self.remove_snapshots(pool, name, snapshots)
             self.trash(place, pool, name, image_id)
         except ImageNotFound:
             image_names.remove_remnants(pool, name)
@@ -62,6 +65,11 @@ class Removal:
         known = reservation.image_id
         trashed = [known] if known and trash.is_in_trash(pool, known) else trash.find_in_trash(pool, name)
         for image_id in trashed:
+            self._add_removal(place, pool, image_id)
+
+    def finish_trashed(self, place: Place, pool: Pool, name: str) -> None:
+        """Go on with the removal of images that had this name: the manager is asked to empty the trash of each."""
+        for image_id in trash.find_in_trash(pool, name):
             self._add_removal(place, pool, image_id)
 
     def _add_removal(self, place: Place, pool: Pool, image_id: str) -> None:

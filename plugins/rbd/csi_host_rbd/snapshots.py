@@ -150,6 +150,8 @@ class Snapshots:
         except ImageNotFound:
             if not found.image_id:
                 image_names.remove_remnants(found.pool, found.image_name)
+                # One that was half made, or undone, may have got into the trash and no further.
+                self._removal.finish_trashed(place, found.pool, found.image_name)
                 return self._make_image(wanted, source, found)
             # It was whole, so this is a deletion that was cut off. It is finished first.
             self._removal.finish_in_trash(place, found)
@@ -209,9 +211,10 @@ class Snapshots:
     def _is_ready(self, place: Place, reservation: Reservation, image_id: str) -> bool:
         """Whether a volume can be made from it; its chain is cut when it is getting long."""
         depth = self._chains.depth(place, reservation.pool, image_id)
-        if self._chains.is_getting_long(depth):
+        is_ready = not self._chains.is_too_deep(depth + 1)
+        if not is_ready or self._chains.is_getting_long(depth):
             self._chains.shorten(place, reservation.pool, reservation.image_name, depth)
-        return not self._chains.is_too_deep(depth + 1)
+        return is_ready
 
     def _undo(
         self, wanted: WantedSnapshot, source: OfVolume, reservation: Reservation, *, because_of: Exception
@@ -221,7 +224,7 @@ class Snapshots:
             self._removal.remove_image(source.place, pool, name, snapshots=[name])
             source.withdraw(name)
             self._forget_passphrase(wanted, source, reservation)
-            source.place.snapshots.undo(reservation)
+            source.place.snapshots.withdraw(reservation)
         except CsiError as error:
             first = because_of if isinstance(because_of, CsiError) else type(because_of).__name__
             raise Aborted(f"{first}; and what was made could not be removed yet: {error}") from because_of
