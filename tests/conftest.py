@@ -1,11 +1,33 @@
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from csi_host_rbd import devcluster
 from csi_host_rbd.devcluster import DevCluster
+
+_TESTS = Path(__file__).parent
+# What mounts, uses loop devices, looks for processes of the whole machine or builds wheels: by one worker, in order.
+_ONE_AT_A_TIME = (
+    "cephfs_stub",
+    "common_node",
+    "conformance",
+    "core",
+    "examples",
+    "rbd/attach",
+    "rbd/node",
+    "repo",
+    "walk",
+)
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Group the tests that must not run beside each other; the others go to whichever worker is free."""
+    for item in items:
+        folder = item.path.relative_to(_TESTS).as_posix() if item.path.is_relative_to(_TESTS) else ""
+        if folder.startswith(_ONE_AT_A_TIME):
+            item.add_marker(pytest.mark.xdist_group("machine"))
 
 
 @pytest.fixture(scope="session")
