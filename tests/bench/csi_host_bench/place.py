@@ -88,6 +88,8 @@ def _serving(cluster: DevCluster, directory: Path, output: Path) -> Iterator[Hos
         "--nodeid=bench",
         "--controllerserver",
         f"--cephcsiconfig={cluster.clusters_file}",
+        # For the calls that bring no secret, ListVolumes for one.
+        f"--controllersecret={cluster.secret_file}",
         f"--qemudirectory={directory / 'qemu'}",
         f"--stagingpath={directory / 'staging'}",
     ]
