@@ -17,8 +17,8 @@ _PAGE_ENTRIES = 1000
 _PAUSE_SECONDS = 0.5
 # They appear with the first of what they list, and stay: empty ones are as good as none.
 _REGISTRIES = frozenset({"rbd_directory", "rbd_trash", "rbd_task", "rbd_children", "rbd_group_directory"})
-# What librbd counts and notes in a header as time goes by.
-_PASSING = ("snap_seq", "access_timestamp", "modify_timestamp")
+# What librbd counts and notes in a header as time goes by, and in the directory that it may be written to.
+_PASSING = ("snap_seq", "access_timestamp", "modify_timestamp", "state")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def _keys(pool: Pool, name: str) -> dict[str, str] | None:
 def _extra(sign: str, more: Remains, less: Remains) -> Iterator[str]:
     for name, keys in more.objects.items():
         if name not in less.objects:
-            yield f"{sign} object {name} with {len(keys)} keys"
+            yield f"{sign} object {name} with {len(keys)} keys {sorted(keys)[:3]}"
         else:
             yield from (f"{sign} key {key!r} of {name}" for key in keys.keys() - less.objects[name].keys())
     yield from (f"{sign} task {task}" for task in more.tasks - less.tasks)

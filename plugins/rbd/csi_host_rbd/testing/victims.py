@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -51,19 +50,14 @@ class Moment(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """Die at the ``step``-th durable step, counted from 1; ``seconds`` after it began, when it is to die inside.
-
-    Only steps that begin with ``beginning`` count.
-    """
+    """Die at the ``step``-th durable step, counted from 1; only those that begin with ``beginning`` count."""
 
     step: int
     moment: Moment
     beginning: str = ""
-    seconds: float = 0.0
 
     def __str__(self) -> str:
-        inside = f" began, {self.seconds * 1000:.1f} ms later" if self.seconds else ""
-        return f"{self.moment} step {self.step}{inside}"
+        return f"{self.moment} step {self.step}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,17 +177,9 @@ class _Witness:
         kill = self._orders.kill
         if kill is None or (self._begun, moment) != (kill.step, kill.moment) or not step.startswith(kill.beginning):
             return
-        if kill.seconds:
-            threading.Thread(target=_die, args=[kill.seconds], daemon=True).start()
-        else:
-            _die(0.0)
-
-
-def _die(seconds: float) -> None:
-    time.sleep(seconds)
-    os.kill(os.getpid(), signal.SIGKILL)
-    # Nothing more of this thread happens, whenever the signal takes effect.
-    threading.Event().wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+        # Nothing more of this thread happens, whenever the signal takes effect.
+        threading.Event().wait()
 
 
 def _serve(orders: Orders, told: "Connection[Any, Any]") -> None:
