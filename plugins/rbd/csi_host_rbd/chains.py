@@ -14,13 +14,16 @@ import logging
 from csi_host.errors import CsiError
 from csi_host_rbd.ceph import image_names, parents, tasks
 from csi_host_rbd.ceph.cluster import Pool
-from csi_host_rbd.ceph.image import Image, SnapshotNamespace
+from csi_host_rbd.ceph.image import Image, Snapshot, SnapshotNamespace
 from csi_host_rbd.errors import FlattenPending, TooManySnapshots
 from csi_host_rbd.image_naming import TEMPORARY_SUFFIX, uuid_in
 from csi_host_rbd.limits import Limits
 from csi_host_rbd.places import Place
 
 log = logging.getLogger(__name__)
+
+# What librbd calls an image's part of a group snapshot.
+_PART_OF_GROUP = ".group."
 
 
 class Chains:
@@ -80,8 +83,8 @@ class Chains:
         surplus = snapshots if is_full else snapshots[self._limits.min_snapshots - 1 :]
         for snapshot in surplus:
             if snapshot.namespace is SnapshotNamespace.TRASH:
-                # A snapshot is called as the clone that was made of it.
-                self._flatten_quietly(place, pool, snapshot.original_name)
+                for clone_pool, clone in _clones_of(place, pool, image, snapshot):
+                    self._flatten_quietly(place, clone_pool, clone)
         if is_full:
             raise TooManySnapshots(
                 f"image {image.spec} has {len(snapshots)} snapshots, the limit is "
@@ -104,3 +107,15 @@ class Chains:
             tasks.flatten(place.cluster.connection, pool, name, timeout=self._manager_timeout)
         except CsiError as error:
             log.warning(f"{pool.spec(name)} could not be flattened: {error}")
+
+
+def _clones_of(place: Place, pool: Pool, image: Image, snapshot: Snapshot) -> list[tuple[Pool, str]]:
+    if not snapshot.original_name.startswith(_PART_OF_GROUP):
+        # It is called as the clone that was made of it.
+        return [(pool, snapshot.original_name)]
+    found = []
+    for pool_id, namespace, image_id in parents.children_of(pool, image.image_id, snapshot.snapshot_id):
+        clone_pool = place.cluster.pool_at(pool_id, namespace)
+        name = image_names.name_of(clone_pool, image_id)
+        found += [(clone_pool, name)] if name else []
+    return found

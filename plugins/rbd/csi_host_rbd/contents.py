@@ -139,12 +139,33 @@ class OfSnapshot:
         """There is nothing to take back: the snapshot is not touched."""
 
 
+class Original(Protocol):
+    """What a snapshot is made of: a volume, as it is now or as it was at a point in time."""
+
+    place: Place
+    source: Reservation
+    key_source: KeySource | None
+
+    def check_room(self) -> None:
+        """Raise TooManySnapshots when the volume can have no more."""
+        ...
+
+    def make(self, pool: Pool, name: str, size_bytes: int, options: ImageOptions) -> int:
+        """Make the snapshot's image and return its size; raises what ``Content.make`` does."""
+        ...
+
+    def withdraw(self, name: str) -> None:
+        """Take back what was put on the volume for the image."""
+        ...
+
+
 class OfVolume:
     """What a volume holds now; ``image`` is the volume's, open for writing, ``source`` its reservation."""
 
     def __init__(self, place: Place, source: Reservation, image: Image, chains: Chains) -> None:
         self.place = place
         self.source = source
+        self.features = image.features
         self._image = image
         self._chains = chains
         self._depth = chains.depth(place, source.pool, image.image_id)
@@ -156,6 +177,10 @@ class OfVolume:
         """Raise FlattenPending when the chain is too long, TooManySnapshots when the volume has too many."""
         self._chains.check_depth(self.place, self.source.pool, self.source.image_name, self._depth)
         self.check_room()
+
+    def group(self) -> str:
+        """Return the name of the group of librbd's that the image is in, "" for none."""
+        return self._image.group()
 
     def check_room(self) -> None:
         """Raise TooManySnapshots when the volume can have no more."""
@@ -242,14 +267,25 @@ class Contents:
         ):
             if target is not None:
                 _check_cluster(place, target, f"volume {handle}")
-            with _opened(source, f"{field}: {handle}") as image:
-                if not image.features & Feature.LAYERING:
-                    raise SourceUnfit(
-                        f"image {image.spec} lacks the feature layering, without which no snapshot can be cloned"
-                    )
-                content = OfVolume(place, source, image, self._chains)
-                content.key_source = self._encryption.source_of(source, content.metadata, handle, secrets)
+            with self.at(place, source, handle, secrets, field=field) as content:
                 yield content
+
+    @contextmanager
+    def at(
+        self, place: Place, source: Reservation, handle: str, secrets: Mapping[str, str], *, field: str
+    ) -> Iterator["OfVolume"]:
+        """Yield what the volume of a reservation holds; the caller has its locks.
+
+        Raises VolumeNotFound, SourceUnfit.
+        """
+        with _opened(source, f"{field}: {handle}") as image:
+            if not image.features & Feature.LAYERING:
+                raise SourceUnfit(
+                    f"image {image.spec} lacks the feature layering, without which no snapshot can be cloned"
+                )
+            content = OfVolume(place, source, image, self._chains)
+            content.key_source = self._encryption.source_of(source, content.metadata, handle, secrets)
+            yield content
 
 
 def drop_source_snapshot(place: Place, pool: Pool, image_id: str, name: str) -> None:

@@ -2,12 +2,14 @@
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from csi_host.driver import Driver, HostContext
 from csi_host_rbd.attach.qemu import QemuAttacher
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.backend import Backend
 from csi_host_rbd.ceph.cluster import Connections, Timeouts
+from csi_host_rbd.ceph.groups import can_clone_group_snapshots
 from csi_host_rbd.ceph.leases import LeaseCheck
 from csi_host_rbd.ceph.writes import WriteObserver, Writes
 from csi_host_rbd.chains import Chains
@@ -19,6 +21,10 @@ from csi_host_rbd.controller import RbdControllerServer, Sights
 from csi_host_rbd.controller_secret import ControllerSecret
 from csi_host_rbd.encryption.sections import KmsSections
 from csi_host_rbd.encryption.service import Encryption
+from csi_host_rbd.group_controller import RbdGroupControllerServer
+from csi_host_rbd.group_locks import GroupLocks
+from csi_host_rbd.group_members import Members
+from csi_host_rbd.group_snapshots import GroupSnapshots
 from csi_host_rbd.image_metadata import NamesOnImages
 from csi_host_rbd.journal import SNAPSHOTS, VOLUMES
 from csi_host_rbd.listed_snapshots import SeenSnapshots
@@ -71,28 +77,35 @@ def create_driver(
         shared_locks.close()
         connections.close()
 
+    parts = _parts(context, options, backend, places)
     return Driver(
-        controller=_controller(context, options, backend, places),
+        controller=_controller(context, options, backend, places, parts),
+        group_controller=_group_controller(context, places, parts) if can_clone_group_snapshots() else None,
         snapshot_metadata=RbdSnapshotMetadataServer(context, blocks=ChangedBlocks(places)),
         node=RbdNodeServer(context, backend=backend, attachers=Attachers([qemu], default=options.mounter)),
         close=close,
     )
 
 
-def _controller(context: HostContext, options: RbdOptions, backend: Backend, places: Places) -> RbdControllerServer:
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What the Controller service and the GroupController service have in common."""
+
+    removal: Removal
+    chains: Chains
+    encryption: Encryption
+    contents: Contents
+    names: NamesOnImages
+    snapshots: Snapshots
+    sights: Sights
+
+
+def _parts(context: HostContext, options: RbdOptions, backend: Backend, places: Places) -> _Parts:
     removal = Removal(manager_timeout=options.manager_timeout)
     chains = Chains(options.limits, manager_timeout=options.manager_timeout)
     encryption = Encryption(kms_types=context.kms_types, sections=KmsSections(options.kms_file))
     contents = Contents(places=places, chains=chains, encryption=encryption, operation_locks=context.operation_locks)
     names = NamesOnImages(are_written=context.set_metadata, cluster_name=context.cluster_name)
-    volumes = Volumes(
-        places=places,
-        maker=VolumeMaker(contents=contents, removal=removal, names=names),
-        removal=removal,
-        encryption=encryption,
-        volume_locks=context.volume_locks,
-        operation_locks=context.operation_locks,
-    )
     snapshots = Snapshots(
         places=places,
         contents=contents,
@@ -103,15 +116,50 @@ def _controller(context: HostContext, options: RbdOptions, backend: Backend, pla
         snapshot_locks=context.snapshot_locks,
         operation_locks=context.operation_locks,
     )
+    return _Parts(
+        removal=removal,
+        chains=chains,
+        encryption=encryption,
+        contents=contents,
+        names=names,
+        snapshots=snapshots,
+        sights=_sights(backend, places, chains),
+    )
+
+
+def _controller(
+    context: HostContext, options: RbdOptions, backend: Backend, places: Places, parts: _Parts
+) -> RbdControllerServer:
+    volumes = Volumes(
+        places=places,
+        maker=VolumeMaker(contents=parts.contents, removal=parts.removal, names=parts.names),
+        removal=parts.removal,
+        encryption=parts.encryption,
+        volume_locks=context.volume_locks,
+        operation_locks=context.operation_locks,
+    )
     return RbdControllerServer(
         context,
         volumes=volumes,
-        snapshots=snapshots,
-        sights=_sights(backend, places, chains),
+        snapshots=parts.snapshots,
+        sights=parts.sights,
         modifier=VolumeModifier(places=places, volume_locks=context.volume_locks),
         default_mounter=options.mounter,
         has_secret=backend.controller_secret.is_configured,
     )
+
+
+def _group_controller(context: HostContext, places: Places, parts: _Parts) -> RbdGroupControllerServer:
+    members = Members(
+        places=places,
+        contents=parts.contents,
+        volume_locks=context.volume_locks,
+        operation_locks=context.operation_locks,
+    )
+    group_snapshots = GroupSnapshots(
+        places=places, members=members, snapshots=parts.snapshots, seen=parts.sights.snapshots, locks=GroupLocks()
+    )
+    return RbdGroupControllerServer(context, group_snapshots=group_snapshots)
 
 
 def _sights(backend: Backend, places: Places, chains: Chains) -> Sights:

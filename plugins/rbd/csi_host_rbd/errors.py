@@ -18,6 +18,10 @@ class SnapshotNotFound(NotFound):
     """No snapshot has this handle."""
 
 
+class GroupSnapshotNotFound(NotFound):
+    """No group snapshot has this handle."""
+
+
 class VolumeInUse(FailedPrecondition):
     """Somebody has the image open; the message says who."""
 
@@ -44,6 +48,18 @@ class SnapshotInUse(FailedPrecondition):
 
 class SnapshotDiffers(AlreadyExists):
     """The name belongs to a snapshot of another volume."""
+
+
+class SnapshotInGroup(InvalidArgument):
+    """The snapshot is a part of a group snapshot, and goes with it."""
+
+
+class GroupSnapshotDiffers(AlreadyExists):
+    """The name belongs to a group snapshot of other volumes."""
+
+
+class VolumesApart(FailedPrecondition):
+    """No snapshot of these volumes at one point in time is possible."""
 
 
 class SourceUnfit(InvalidArgument):

@@ -4,10 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from csi_host_rbd.ceph.image import Image
-from csi_host_rbd.parameters import METADATA_PARAMETERS, SNAPSHOT_METADATA_PARAMETERS
+from csi_host_rbd.parameters import (
+    GROUP_SNAPSHOT_METADATA_PARAMETERS,
+    METADATA_PARAMETERS,
+    SNAPSHOT_METADATA_PARAMETERS,
+)
 
 CLUSTER_NAME = "csi.ceph.com/cluster/name"
-_KEYS = frozenset({*METADATA_PARAMETERS, *SNAPSHOT_METADATA_PARAMETERS, CLUSTER_NAME})
+_KEYS = frozenset(
+    {*METADATA_PARAMETERS, *SNAPSHOT_METADATA_PARAMETERS, *GROUP_SNAPSHOT_METADATA_PARAMETERS, CLUSTER_NAME}
+)
 
 
 @dataclass(frozen=True, kw_only=True)

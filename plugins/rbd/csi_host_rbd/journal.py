@@ -34,30 +34,39 @@ from csi_host_rbd.image_naming import uuid_in
 
 log = logging.getLogger(__name__)
 
-_IMAGE_NAME = "csi.imagename"
 _IMAGE_ID = "csi.imageid"
 _JOURNAL_POOL = "csi.journalpool"
 _OWNER = "csi.volume.owner"
 _SOURCE = "csi.source"
 _KMS_ID = "csi.volume.encryptKMS"
 _ENCRYPTION_TYPE = "csi.volume.encryptionType"
+_GROUP_ID = "csi.groupid"
 _ATTEMPTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What the journal's objects and keys are called for volumes, and for snapshots."""
+    """What the journal's objects and keys are called for volumes, snapshots, and groups of either."""
 
     directory: str
     prefix: str
     name_key: str
     image_prefix: str
+    image_key: str = "csi.imagename"
     has_source: bool = False
 
 
 VOLUMES = Kind(directory="csi.volumes.", prefix="csi.volume.", name_key="csi.volname", image_prefix="csi-vol-")
 SNAPSHOTS = Kind(
     directory="csi.snaps.", prefix="csi.snap.", name_key="csi.snapname", image_prefix="csi-snap-", has_source=True
+)
+# What is an image's name in the others is the name of a group of librbd's here.
+GROUPS = Kind(
+    directory="csi.groups.",
+    prefix="csi.volume.group.",
+    name_key="csi.volname",
+    image_prefix="csi-vol-group-",
+    image_key="csi.groupname",
 )
 
 
@@ -76,6 +85,7 @@ class Reservation:
     ``pool`` is the image's; ``journal_pool`` is where the directory is, the same one but for volumes that ceph-csi
     before v3.11 made in topology mode. ``name`` is "" when the object of a handle has lost its keys. ``source`` is the
     image that a snapshot was taken of; ``kms_id`` and ``encryption_type`` are "" for what is not encrypted.
+    ``group_id`` is the handle of the group snapshot that a snapshot is a part of.
     """
 
     name: str
@@ -88,6 +98,7 @@ class Reservation:
     source: str = ""
     kms_id: str = ""
     encryption_type: str = ""
+    group_id: str = ""
 
     @property
     def directory_value(self) -> str:
@@ -174,8 +185,13 @@ class Journal:
         source: str = "",
         kms_id: str = "",
         encryption_type: str = "",
+        group_id: str = "",
+        more: Mapping[str, str] | None = None,
     ) -> Reservation:
-        """Reserve a CO name that ``find`` did not find. 2 operations, 3 more after a crash. Raises NameTaken."""
+        """Reserve a CO name that ``find`` did not find; ``more`` are further keys.
+
+        2 operations, 3 more after a crash. Raises NameTaken.
+        """
         for _ in range(_ATTEMPTS):
             uuid = self._claim(name)
             reservation = Reservation(
@@ -188,15 +204,32 @@ class Journal:
                 source=source,
                 kms_id=kms_id,
                 encryption_type=encryption_type,
+                group_id=group_id,
             )
             with suppress(ObjectExists):
-                self._create(reservation)
+                self._create(reservation, more or {})
                 return reservation
         raise Internal(f"{_ATTEMPTS} random uuids were all taken in pool {self._pool.name}")
 
     def store_image_id(self, reservation: Reservation, image_id: str) -> None:
         """Write the image's id, by which it is found in the trash; raises ObjectNotFound once undone. 1 operation."""
-        omap.update_keys(reservation.pool, self._object(reservation.uuid), {_IMAGE_ID: image_id})
+        self.store(reservation, {_IMAGE_ID: image_id})
+
+    def store(self, reservation: Reservation, values: Mapping[str, str]) -> None:
+        """Write keys of the uuid's object; raises ObjectNotFound once undone. 1 operation."""
+        omap.update_keys(reservation.pool, self._object(reservation.uuid), values)
+
+    def values(self, reservation: Reservation) -> dict[str, str]:
+        """Return all keys of the uuid's object, empty once undone. 1 operation for 512, and 1."""
+        values: dict[str, str] = {}
+        try:
+            while page := omap.read_page(
+                reservation.pool, self._object(reservation.uuid), start_after=max(values, default="")
+            ):
+                values |= page
+        except ObjectNotFound:
+            return {}
+        return values
 
     def undo(self, reservation: Reservation) -> None:
         """Drop the name, then the uuid's object; the image must be gone. 2 operations."""
@@ -226,14 +259,15 @@ class Journal:
             return value
         return uuid
 
-    def _create(self, reservation: Reservation) -> None:
+    def _create(self, reservation: Reservation, more: Mapping[str, str]) -> None:
         """Make the uuid's object; raises ObjectExists when it is another volume's, NameTaken when it is this one's."""
-        values = {self._kind.name_key: reservation.name, _IMAGE_NAME: reservation.image_name}
+        values = {**more, self._kind.name_key: reservation.name, self._kind.image_key: reservation.image_name}
         optional = {
             _OWNER: reservation.owner,
             _SOURCE: reservation.source,
             _KMS_ID: reservation.kms_id,
             _ENCRYPTION_TYPE: reservation.encryption_type,
+            _GROUP_ID: reservation.group_id,
         }
         values |= {key: value for key, value in optional.items() if value}
         try:
@@ -291,25 +325,27 @@ class Journal:
             uuid=uuid,
             pool=pool,
             journal_pool=journal_pool,
-            image_name=values.get(_IMAGE_NAME) or self._kind.image_prefix + uuid,
+            image_name=values.get(self._kind.image_key) or self._kind.image_prefix + uuid,
             image_id=values.get(_IMAGE_ID, ""),
             owner=values.get(_OWNER, ""),
             source=values.get(_SOURCE, ""),
             kms_id=values.get(_KMS_ID, ""),
             # ceph-csi before v3.8 knew one type only, and did not write it.
             encryption_type=values.get(_ENCRYPTION_TYPE) or ("block" if values.get(_KMS_ID) else ""),
+            group_id=values.get(_GROUP_ID, ""),
         )
 
     def _attributes(self) -> list[str]:
         return [
             self._kind.name_key,
-            _IMAGE_NAME,
+            self._kind.image_key,
             _IMAGE_ID,
             _JOURNAL_POOL,
             _OWNER,
             _SOURCE,
             _KMS_ID,
             _ENCRYPTION_TYPE,
+            _GROUP_ID,
         ]
 
     def _journal_pool(self, values: Mapping[str, str], pool: Pool) -> Pool:

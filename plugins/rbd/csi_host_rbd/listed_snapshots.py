@@ -34,13 +34,14 @@ NOTHING: Page["SeenSnapshot"] = Page(entries=(), next_token="")
 
 @dataclass(frozen=True, kw_only=True)
 class SeenSnapshot:
-    """A snapshot; ``created_at`` has a zone."""
+    """A snapshot; ``created_at`` has a zone, ``group_id`` is the handle of the group snapshot that it is a part of."""
 
     snapshot_id: str
     source_volume_id: str
     size_bytes: int
     created_at: datetime
     is_ready: bool
+    group_id: str = ""
 
 
 class SeenSnapshots:
@@ -111,6 +112,7 @@ class SeenSnapshots:
                 size_bytes=read_size(pool, image_id),
                 created_at=read_created_at(pool, image_id),
                 is_ready=not self._chains.is_too_deep(depth_of(pool, image_id, cluster.pool_at) + 1),
+                group_id=reservation.group_id,
             )
         except CsiError as reason:
             # One that cannot be read must not hide the others; a cluster that does not answer says nothing of any.

@@ -4,6 +4,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from csi_host.proto import csi_pb2
 from csi_host_rbd.conditions import Condition
+from csi_host_rbd.group_snapshots import GroupSnapshot
 from csi_host_rbd.listed_snapshots import SeenSnapshot
 from csi_host_rbd.listed_volumes import SeenVolume
 
@@ -34,4 +35,17 @@ def snapshot_message(snapshot: SeenSnapshot) -> csi_pb2.Snapshot:
         size_bytes=snapshot.size_bytes,
         creation_time=created_at,
         ready_to_use=snapshot.is_ready,
+        group_snapshot_id=snapshot.group_id,
+    )
+
+
+def group_snapshot_message(group: GroupSnapshot) -> csi_pb2.VolumeGroupSnapshot:
+    """Return a group snapshot with its snapshots."""
+    created_at = Timestamp()
+    created_at.FromDatetime(group.created_at)
+    return csi_pb2.VolumeGroupSnapshot(
+        group_snapshot_id=group.group_id,
+        snapshots=map(snapshot_message, group.snapshots),
+        creation_time=created_at,
+        ready_to_use=group.is_ready,
     )

@@ -27,6 +27,11 @@ SNAPSHOT_METADATA_PARAMETERS = (
     RESERVED_PREFIX + "volumesnapshot/namespace",
     RESERVED_PREFIX + "volumesnapshotcontent/name",
 )
+GROUP_SNAPSHOT_METADATA_PARAMETERS = (
+    RESERVED_PREFIX + "volumegroupsnapshot/name",
+    RESERVED_PREFIX + "volumegroupsnapshot/namespace",
+    RESERVED_PREFIX + "volumegroupsnapshotcontent/name",
+)
 DEFAULT_NAME_PREFIX = "csi-vol-"
 
 _KNOWN = frozenset(

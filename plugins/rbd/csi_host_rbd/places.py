@@ -12,16 +12,21 @@ from csi_host_rbd.ceph.failures import PoolNotFound
 from csi_host_rbd.cluster_mapping import ClusterMapping
 from csi_host_rbd.clusters import ClusterConfig, ClusterNotConfigured
 from csi_host_rbd.credentials import Credentials
-from csi_host_rbd.errors import ClusterNotServed, SnapshotNotFound, VolumeNotFound
-from csi_host_rbd.journal import SNAPSHOTS, VOLUMES, Journal, Kind, Reservation
+from csi_host_rbd.errors import ClusterNotServed, GroupSnapshotNotFound, SnapshotNotFound, VolumeNotFound
+from csi_host_rbd.group_locks import GroupLocks
+from csi_host_rbd.journal import GROUPS, SNAPSHOTS, VOLUMES, Journal, Kind, Reservation
 from csi_host_rbd.migration import is_migrated, parse_migrated
 from csi_host_rbd.parameters import VolumeParameters
 from csi_host_rbd.shared_locks import SharedLocks
 from csi_host_rbd.volume_id import UUID_LENGTH, VERSION, InvalidVolumeId, VolumeId
 
-_NOUNS = {VOLUMES: "volume", SNAPSHOTS: "snapshot"}
-_LOCK_NOUNS = {VOLUMES: VolumeLocks.noun, SNAPSHOTS: SnapshotLocks.noun}
-_NOT_FOUND: dict[Kind, type[NotFound]] = {VOLUMES: VolumeNotFound, SNAPSHOTS: SnapshotNotFound}
+_NOUNS = {VOLUMES: "volume", SNAPSHOTS: "snapshot", GROUPS: "group snapshot"}
+_LOCK_NOUNS = {VOLUMES: VolumeLocks.noun, SNAPSHOTS: SnapshotLocks.noun, GROUPS: GroupLocks.noun}
+_NOT_FOUND: dict[Kind, type[NotFound]] = {
+    VOLUMES: VolumeNotFound,
+    SNAPSHOTS: SnapshotNotFound,
+    GROUPS: GroupSnapshotNotFound,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +37,17 @@ class Place:
     pool: Pool
     volumes: Journal
     snapshots: Journal
+    groups: Journal
 
     def handle(self, reservation: Reservation) -> VolumeId:
-        """Return what the CO calls a volume or a snapshot."""
+        """Return what the CO calls a volume, a snapshot or a group snapshot."""
         return VolumeId(
             cluster_id=self.cluster.config.cluster_id, pool_id=reservation.pool.pool_id, uuid=reservation.uuid
         )
 
     def journal(self, kind: Kind) -> Journal:
         """Return the journal of a kind."""
-        return self.volumes if kind == VOLUMES else self.snapshots
+        return {VOLUMES: self.volumes, SNAPSHOTS: self.snapshots, GROUPS: self.groups}[kind]
 
 
 class Places:
@@ -102,6 +108,19 @@ class Places:
     ) -> Iterator[tuple[Place, Reservation]]:
         """Yield where the snapshot of a handle is kept and its reservation; raises SnapshotNotFound."""
         with self._resolved(SNAPSHOTS, field, handle, secrets, operation) as found:
+            yield found
+
+    @contextmanager
+    def group(
+        self,
+        handle: str,
+        secrets: Mapping[str, str] | None,
+        *,
+        field: str = "group_snapshot_id",
+        operation: Operation | None = None,
+    ) -> Iterator[tuple[Place, Reservation]]:
+        """Yield where the group snapshot of a handle is kept and its reservation; raises GroupSnapshotNotFound."""
+        with self._resolved(GROUPS, field, handle, secrets, operation) as found:
             yield found
 
     def hold_name(self, pool: Pool, kind: Kind, name: str) -> AbstractContextManager[None]:
@@ -194,6 +213,7 @@ class Places:
             pool=pool,
             volumes=self._backend.journal(cluster, pool, VOLUMES),
             snapshots=self._backend.journal(cluster, pool, SNAPSHOTS),
+            groups=self._backend.journal(cluster, pool, GROUPS),
         )
 
 

@@ -4,9 +4,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from csi_host_rbd.ceph import image_names, trash
+from csi_host_rbd.ceph import groups, image_names, trash
 from csi_host_rbd.ceph.cluster import Pool
-from csi_host_rbd.ceph.failures import ImageNotFound
+from csi_host_rbd.ceph.failures import ImageInGroup, ImageNotFound
 from csi_host_rbd.ceph.image import Image, Watcher, open_image
 from csi_host_rbd.ceph.tasks import remove_trashed
 from csi_host_rbd.image_naming import TEMPORARY_SUFFIX
@@ -54,7 +54,16 @@ class Removal:
 
     def trash(self, place: Place, pool: Pool, name: str, image_id: str) -> None:
         """Put an image into the trash and have the manager empty it."""
-        trash.trash_move(pool, name)
+        try:
+            trash.trash_move(pool, name)
+        except ImageInGroup:
+            # One that was left behind has no say in it; whoever is at work on one holds its volumes.
+            with open_image(pool, image_id=image_id, read_only=True) as image:
+                group = image.group()
+            if not groups.is_temporary(group):
+                raise
+            groups.remove_group(pool, group)
+            trash.trash_move(pool, name)
         self._add_removal(place, pool, image_id)
 
     def finish_in_trash(self, place: Place, reservation: Reservation) -> None:

@@ -21,11 +21,19 @@ from csi_host_rbd.ceph.failures import ImageExists, ImageNotFound
 from csi_host_rbd.ceph.image import Image, SnapshotNamespace, open_image
 from csi_host_rbd.chains import Chains
 from csi_host_rbd.clusters import ClusterNotConfigured
-from csi_host_rbd.contents import Contents, OfVolume
+from csi_host_rbd.contents import Contents, Original
 from csi_host_rbd.encryption.service import Encryption, forget
-from csi_host_rbd.errors import SnapshotDiffers, SnapshotInUse, SnapshotNotFound
+from csi_host_rbd.errors import (
+    ClusterNotServed,
+    GroupSnapshotNotFound,
+    SnapshotDiffers,
+    SnapshotInGroup,
+    SnapshotInUse,
+    SnapshotNotFound,
+)
 from csi_host_rbd.features import Feature
 from csi_host_rbd.image_metadata import NamesOnImages
+from csi_host_rbd.image_naming import uuid_in
 from csi_host_rbd.journal import SNAPSHOTS, Reservation
 from csi_host_rbd.places import Place, Places, lock_key
 from csi_host_rbd.removal import Removal, lasting_watchers
@@ -40,11 +48,12 @@ _OPTIONS = ImageOptions(features=Feature.LAYERING | Feature.DEEP_FLATTEN)
 
 @dataclass(frozen=True, kw_only=True)
 class WantedSnapshot:
-    """What CreateSnapshot asks for; ``volume_id`` is the handle of the source."""
+    """What CreateSnapshot asks for; ``volume_id`` is the handle of the source, ``group_id`` that of its group."""
 
     name: str
     volume_id: str
     parameters: SnapshotParameters
+    group_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,26 +102,48 @@ class Snapshots:
         with (
             self._locks.hold(wanted.name),
             self._contents.of_volume(wanted.volume_id, None, secrets, Operation.CREATE) as source,
-            self._places.hold_name(source.place.pool, SNAPSHOTS, wanted.name),
         ):
+            return self.make_of(source, wanted)
+
+    def make_of(self, source: Original, wanted: WantedSnapshot) -> Snapshot:
+        """Do so with a source that the caller has open, and holds the locks of."""
+        with self._places.hold_name(source.place.pool, SNAPSHOTS, wanted.name):
             # Before anything is made: whether a handle can be given.
-            self._cluster_id(wanted, source.place)
+            self.cluster_id(wanted.parameters, source.place)
             found = source.place.snapshots.find(wanted.name)
             return self._make(wanted, source) if found is None else self._resume(wanted, source, found)
 
-    def delete(self, handle: str, secrets: Mapping[str, str]) -> None:
-        """Delete a snapshot; fine when there is none. Raises OperationPending while a volume is made from it."""
+    def delete(self, handle: str, secrets: Mapping[str, str], *, with_group: str = "") -> None:
+        """Delete a snapshot; fine when there is none.
+
+        Raises OperationPending while a volume is made from it, SnapshotInGroup for a part of a group snapshot, unless
+        that is the one with the uuid ``with_group``, which goes as a whole.
+        """
         with self._locks.hold(lock_key(handle)), self._operations.hold(Operation.DELETE, lock_key(handle)):
             try:
                 with self._places.snapshot(handle, secrets, operation=Operation.DELETE) as (place, reservation):
+                    self._check_deletable(reservation, handle, secrets, with_group)
                     self._delete(place, reservation, handle, secrets)
             except SnapshotNotFound as reason:
                 log.info(f"nothing to delete: {reason}")
 
-    def _cluster_id(self, wanted: WantedSnapshot, place: Place) -> str:
-        """Return the cluster id for the handle: the class may name another entry for the same place."""
+    def _check_deletable(
+        self, reservation: Reservation, handle: str, secrets: Mapping[str, str], with_group: str
+    ) -> None:
+        if uuid_in(reservation.group_id) in {"", with_group}:
+            return
+        try:
+            with self._places.group(reservation.group_id, secrets):
+                raise SnapshotInGroup(
+                    f"snapshot_id: {handle} is a part of the group snapshot {reservation.group_id}; delete that instead"
+                )
+        except (GroupSnapshotNotFound, ClusterNotServed) as reason:
+            log.info(f"{handle} is all that is left of its group snapshot: {reason}")
+
+    def cluster_id(self, parameters: SnapshotParameters, place: Place) -> str:
+        """Return the cluster id for a handle: the class may name another entry for the same place."""
         ours = place.cluster.config
-        cluster_id = wanted.parameters.cluster_id or ours.cluster_id
+        cluster_id = parameters.cluster_id or ours.cluster_id
         if cluster_id == ours.cluster_id:
             return cluster_id
         try:
@@ -125,7 +156,15 @@ class Snapshots:
             )
         return cluster_id
 
-    def _make(self, wanted: WantedSnapshot, source: OfVolume) -> Snapshot:
+    def is_ready(self, place: Place, reservation: Reservation, image_id: str) -> bool:
+        """Whether a volume can be made from it; its chain is cut when it is getting long."""
+        depth = self._chains.depth(place, reservation.pool, image_id)
+        is_ready = not self._chains.is_too_deep(depth + 1)
+        if not is_ready or self._chains.is_getting_long(depth):
+            self._chains.shorten(place, reservation.pool, reservation.image_name, depth)
+        return is_ready
+
+    def _make(self, wanted: WantedSnapshot, source: Original) -> Snapshot:
         source.check_room()
         parameters = wanted.parameters
         if source.key_source is not None:
@@ -137,10 +176,11 @@ class Snapshots:
             source=source.source.image_name,
             kms_id=source.source.kms_id,
             encryption_type=source.source.encryption_type,
+            group_id=wanted.group_id,
         )
         return self._make_image(wanted, source, reservation)
 
-    def _resume(self, wanted: WantedSnapshot, source: OfVolume, found: Reservation) -> Snapshot:
+    def _resume(self, wanted: WantedSnapshot, source: Original, found: Reservation) -> Snapshot:
         """Take over what an earlier call of this name left: a whole snapshot, or the beginning of one."""
         if found.source != source.source.image_name:
             raise SnapshotDiffers(f"name: {wanted.name} is a snapshot of another volume (image {found.source})")
@@ -164,7 +204,7 @@ class Snapshots:
         source.withdraw(found.image_name)
         return self._finish(wanted, source, found, image_id)
 
-    def _make_image(self, wanted: WantedSnapshot, source: OfVolume, reservation: Reservation) -> Snapshot:
+    def _make_image(self, wanted: WantedSnapshot, source: Original, reservation: Reservation) -> Snapshot:
         pool, name = reservation.pool, reservation.image_name
         try:
             source.make(pool, name, 0, _OPTIONS)
@@ -179,7 +219,7 @@ class Snapshots:
                 self._undo(wanted, source, reservation, because_of=error)
             raise
 
-    def _finish(self, wanted: WantedSnapshot, source: OfVolume, reservation: Reservation, image_id: str) -> Snapshot:
+    def _finish(self, wanted: WantedSnapshot, source: Original, reservation: Reservation, image_id: str) -> Snapshot:
         """Give the image its snapshot and names, and write down that it is whole."""
         place, pool, name = source.place, reservation.pool, reservation.image_name
         handle = self._handle(wanted, place, reservation)
@@ -197,27 +237,19 @@ class Snapshots:
             volume_id=wanted.volume_id,
             size_bytes=size_bytes,
             created_at=created_at.replace(tzinfo=UTC),
-            is_ready=self._is_ready(place, reservation, image_id),
+            is_ready=self.is_ready(place, reservation, image_id),
         )
 
     def _handle(self, wanted: WantedSnapshot, place: Place, reservation: Reservation) -> VolumeId:
         """Return what the CO calls it: in the words of the class, if that names another entry for the same place."""
-        return replace(place.handle(reservation), cluster_id=self._cluster_id(wanted, place))
+        return replace(place.handle(reservation), cluster_id=self.cluster_id(wanted.parameters, place))
 
-    def _forget_passphrase(self, wanted: WantedSnapshot, source: OfVolume, reservation: Reservation) -> None:
+    def _forget_passphrase(self, wanted: WantedSnapshot, source: Original, reservation: Reservation) -> None:
         if source.key_source is not None:
             forget(source.key_source.keys, str(self._handle(wanted, source.place, reservation)))
 
-    def _is_ready(self, place: Place, reservation: Reservation, image_id: str) -> bool:
-        """Whether a volume can be made from it; its chain is cut when it is getting long."""
-        depth = self._chains.depth(place, reservation.pool, image_id)
-        is_ready = not self._chains.is_too_deep(depth + 1)
-        if not is_ready or self._chains.is_getting_long(depth):
-            self._chains.shorten(place, reservation.pool, reservation.image_name, depth)
-        return is_ready
-
     def _undo(
-        self, wanted: WantedSnapshot, source: OfVolume, reservation: Reservation, *, because_of: Exception
+        self, wanted: WantedSnapshot, source: Original, reservation: Reservation, *, because_of: Exception
     ) -> None:
         pool, name = reservation.pool, reservation.image_name
         try:

@@ -49,7 +49,7 @@ def create_image(pool: Pool, name: str, size_bytes: int, options: ImageOptions) 
     def create() -> None:
         rbd.RBD().create(pool.ioctx, name, size_bytes, old_format=False, **options.for_librbd())
 
-    _make(pool, name, "creating image", create, options)
+    make_image(pool, name, "creating image", create, options)
 
 
 def clone_image(source: SnapshotSpec, pool: Pool, name: str, options: ImageOptions) -> None:
@@ -65,14 +65,15 @@ def clone_image(source: SnapshotSpec, pool: Pool, name: str, options: ImageOptio
 
     action = f"cloning {source.pool.spec(source.image)}@{source.snapshot} to image"
     try:
-        _make(pool, name, action, clone, options)
+        make_image(pool, name, action, clone, options)
     except ArgumentRefused as error:
         if options.order is None:
             raise
         raise ArgumentRefused(f"{error}; a clone needs objects as big as its source's, or bigger") from error
 
 
-def _make(pool: Pool, name: str, action: str, make: Callable[[], None], options: ImageOptions) -> None:
+def make_image(pool: Pool, name: str, action: str, make: Callable[[], None], options: ImageOptions) -> None:
+    """Run what makes an image; raises NamespaceNotFound and PoolNotFound where librbd only says ImageNotFound."""
     try:
         write(pool, name, action, make)
     except ImageNotFound as error:

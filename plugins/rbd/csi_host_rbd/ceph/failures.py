@@ -62,6 +62,10 @@ class ImageHasSnapshots(FailedPrecondition):
     """The image has snapshots, and so cannot be removed."""
 
 
+class ImageInGroup(FailedPrecondition):
+    """The image is in a group of librbd's, and can neither be in another one nor be removed."""
+
+
 class ImageReadOnly(FailedPrecondition):
     """The image was opened for reading only, or is a mirror's secondary."""
 
@@ -116,6 +120,7 @@ _BY_ERRNO: dict[int, type[CsiError]] = {
     errno.EBUSY: ImageBusy,
     errno.ENOTEMPTY: ImageHasSnapshots,
     errno.EROFS: ImageReadOnly,
+    errno.EMLINK: ImageInGroup,
     errno.EINVAL: ArgumentRefused,
     errno.EDOM: ArgumentRefused,
     errno.ERANGE: ArgumentRefused,

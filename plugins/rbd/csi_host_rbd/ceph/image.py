@@ -146,6 +146,10 @@ class Image:
         status = self._do("reading the status of mirroring of image", self._handle.mirror_image_get_status)
         return bool(status["up"]) and status["state"] == rbd.MIRROR_IMAGE_STATUS_STATE_REPLAYING
 
+    def group(self) -> str:
+        """Return the name of the group that the image is in, "" for none. 2 operations."""
+        return str(self._do("reading the group of image", self._handle.group)["name"])
+
     def metadata(self) -> dict[str, str]:
         """Return all metadata, librbd's own settings (``conf_…``) included. 1 operation for 64 keys."""
         return {str(name): str(value) for name, value in self._do("reading the metadata of image", self._metadata)}

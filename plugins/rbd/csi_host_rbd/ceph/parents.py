@@ -57,17 +57,22 @@ def is_attached(pool: Pool, image_id: str, pool_at: PoolAt) -> bool:
     parent = parent_of(pool, image_id)
     if parent is None:
         return False
+    children = children_of(pool_at(parent.pool_id, parent.namespace), parent.image_id, parent.snapshot_id)
+    return (pool.pool_id, pool.namespace, image_id) in children
+
+
+def children_of(pool: Pool, image_id: str, snapshot_id: int) -> list[tuple[int, str, str]]:
+    """Return the clones of a snapshot, each as pool id, namespace and image id. 1 operation."""
     try:
-        children = ask(
-            pool_at(parent.pool_id, parent.namespace),
-            parent.image_id,
+        return ask(
+            pool,
+            image_id,
             "children_list",
-            packed_u64(parent.snapshot_id),
+            packed_u64(snapshot_id),
             lambda answer: [answer.versioned(_child) for _ in range(answer.u32())],
         )
     except (ImageNotFound, ObjectNotFound):
-        return False
-    return (pool.pool_id, pool.namespace, image_id) in children
+        return []
 
 
 def _parent(answer: Decoder) -> Parent:

@@ -2,11 +2,8 @@
 
 import re
 
-from csi_host_rbd.journal import SNAPSHOTS, VOLUMES, Kind
+from csi_host_rbd.journal import GROUPS, SNAPSHOTS, VOLUMES, Kind
 
-GROUPS = Kind(
-    directory="csi.groups.", prefix="csi.volume.group.", name_key="csi.volname", image_prefix="csi-vol-group-"
-)
 KINDS = (VOLUMES, SNAPSHOTS, GROUPS)
 TEMPORARY_SUFFIX = "-temp"
 LOCK_PREFIX = "csi.lock."

@@ -9,7 +9,7 @@ from threading import Lock
 from csi_host.locks import SnapshotLocks, VolumeLocks
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.headers import Header
-from csi_host_rbd.fsck.names import GROUPS, KINDS
+from csi_host_rbd.fsck.names import KINDS
 from csi_host_rbd.journal import SNAPSHOTS, Kind
 
 
@@ -41,8 +41,7 @@ class Entry:
     @property
     def image_name(self) -> str:
         """The image's name, or the group's."""
-        key = "csi.groupname" if self.kind is GROUPS else "csi.imagename"
-        return self.values.get(key) or self.kind.image_prefix + self.uuid
+        return self.values.get(self.kind.image_key) or self.kind.image_prefix + self.uuid
 
     @property
     def image_id(self) -> str:

@@ -23,7 +23,6 @@ from csi_host_rbd.ceph.registries import ListedImage, TrashedImage
 from csi_host_rbd.fsck.children import Children
 from csi_host_rbd.fsck.look import Look
 from csi_host_rbd.fsck.names import (
-    GROUPS,
     KINDS,
     is_csi_like,
     split_value,
@@ -34,7 +33,7 @@ from csi_host_rbd.fsck.object_scan import ObjectScan
 from csi_host_rbd.fsck.progress import Progress
 from csi_host_rbd.fsck.records import Entry
 from csi_host_rbd.fsck.suspicions import Suspicion
-from csi_host_rbd.journal import SNAPSHOTS, VOLUMES, Kind
+from csi_host_rbd.journal import GROUPS, SNAPSHOTS, VOLUMES, Kind
 
 T = TypeVar("T")
 R = TypeVar("R")

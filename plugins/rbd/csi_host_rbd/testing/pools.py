@@ -146,16 +146,17 @@ class PoolView:
 
     def write(self, image: str, content: bytes, *, offset: int = 0) -> None:
         """Write to an image."""
-        with self._opened(image) as handle:
+        with self.opened(image) as handle:
             handle.write(content, offset)
 
     def read(self, image: str, length: int, *, offset: int = 0) -> bytes:
         """Read from an image."""
-        with self._opened(image) as handle:
+        with self.opened(image) as handle:
             return bytes(handle.read(offset, length))
 
     @contextmanager
-    def _opened(self, image: str) -> Iterator[Any]:
+    def opened(self, image: str) -> Iterator[Any]:
+        """Have an image open for writing, as a node has it, for the length of the ``with``."""
         with self._connected() as pool, bindings.rbd.Image(pool.ioctx, image) as handle:
             yield handle
 
