@@ -23,11 +23,10 @@ _ONE_AT_A_TIME = (
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Group the tests that must not run beside each other; the others go to whichever worker is free."""
+    """Group the tests that must not run beside each other; the others go by file to whichever worker is free."""
     for item in items:
-        folder = item.path.relative_to(_TESTS).as_posix() if item.path.is_relative_to(_TESTS) else ""
-        if folder.startswith(_ONE_AT_A_TIME):
-            item.add_marker(pytest.mark.xdist_group("machine"))
+        file = item.path.relative_to(_TESTS).as_posix() if item.path.is_relative_to(_TESTS) else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group("machine" if file.startswith(_ONE_AT_A_TIME) else file))
 
 
 @pytest.fixture(scope="session")

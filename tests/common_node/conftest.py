@@ -17,6 +17,8 @@ from csi_host_common_node.mounter import Mounter
 
 MIB = 1024**2
 
+_LOOP_SECONDS = 5.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
@@ -90,12 +92,19 @@ def workdir(tmp_path: Path) -> Iterator[Path]:
     left = [f"mount at {mount.mount_point}" for mount in mounts_below(tmp_path)]
     for mount in reversed(mounts_below(tmp_path)):
         subprocess.run(["umount", "--no-canonicalize", "--lazy", "--", mount.mount_point], check=False)
-    for entry in Path("/sys/block").glob("loop*"):
-        file = backing_file(entry.name)
-        if file is not None and file.startswith(f"{tmp_path}/"):
-            left.append(f"/dev/{entry.name} on {file}")
-            subprocess.run(["losetup", "--detach", f"/dev/{entry.name}"], check=False)
+    # A device that was detached while something of the machine's looks into it goes away a moment later.
+    deadline = time.monotonic() + _LOOP_SECONDS
+    while _loop_devices_on(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for name, file in _loop_devices_on(tmp_path).items():
+        left.append(f"/dev/{name} on {file}")
+        subprocess.run(["losetup", "--detach", f"/dev/{name}"], check=False)
     assert left == []
+
+
+def _loop_devices_on(directory: Path) -> dict[str, str]:
+    files = {entry.name: backing_file(entry.name) for entry in Path("/sys/block").glob("loop*")}
+    return {name: file for name, file in files.items() if file is not None and file.startswith(f"{directory}/")}
 
 
 @pytest.fixture

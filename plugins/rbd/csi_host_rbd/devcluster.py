@@ -37,6 +37,8 @@ _COMMANDS = frozenset({"ceph", "rbd", "rados"})
 # An OSD that was suspended for longer than 0.8 of this has lost its read lease, and alone it never gets it back: its
 # placement groups stay laggy and every operation on them hangs.
 _GRACE_SECONDS = 3600
+_STOP_SECONDS = 5.0
+_STOP_PAUSE_SECONDS = 0.01
 _MEMSTORE_BYTES = 4 * 1024**3
 _BLUESTORE_BYTES = 20 * 1024**3
 
@@ -345,6 +347,8 @@ class DevCluster:
         for daemon in self.daemons():
             if daemon.program == program:
                 os.kill(daemon.pid, number)
+                if number is signal.SIGSTOP:
+                    _wait_until_stopped(daemon.pid)
 
     def _stop_daemons(self) -> None:
         for pid in self._commands():
@@ -395,3 +399,17 @@ def running(directory: Path) -> Iterator[DevCluster]:
         yield cluster
     finally:
         cluster.down()
+
+
+def _wait_until_stopped(pid: int) -> None:
+    """Wait until every thread of a process is: a signal is sent at once, and a thread at work may still answer."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    while time.monotonic() < deadline:
+        # What follows the program's name, which may hold anything, begins with the state.
+        states = [
+            stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+            for stat in Path(f"/proc/{pid}/task").glob("*/stat")
+        ]
+        if all(state in "tT" for state in states):
+            return
+        time.sleep(_STOP_PAUSE_SECONDS)

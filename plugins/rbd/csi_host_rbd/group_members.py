@@ -40,7 +40,7 @@ class PartOfGroup:
     def check_room(self) -> None:
         """There was room, as the snapshot is there."""
 
-    def make(self, pool: Pool, name: str, size_bytes: int, options: ImageOptions) -> int:  # noqa: ARG002
+    def make(self, pool: Pool, name: str, size_bytes: int, options: ImageOptions) -> int:  # noqa: ARG002 (as the protocol has it)
         """Clone it."""
         groups.clone_part(pool, self.source.image_name, self._snapshot_id, name, options)
         return self._size_bytes

@@ -197,4 +197,5 @@ def test_an_object_whose_name_is_no_text_is_passed_over(store: Pool, pool: PoolV
     omap.set_keys(store, "one", {"a": "b"})
     argv = [b"rados", b"--conf", str(pool.cluster.ceph_conf).encode(), b"-p", pool.name.encode()]
     subprocess.run([*argv, b"-N", pool.namespace.encode(), b"create", b"\xff\xfe"], check=True, timeout=60)
-    assert sorted(registries.object_names(store)) == ["one", "rbd_directory"]
+    # From Ceph 18 on a namespace has its trash from the start.
+    assert set(registries.object_names(store)) - {"rbd_trash"} == {"one", "rbd_directory"}

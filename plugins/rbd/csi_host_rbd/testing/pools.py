@@ -14,7 +14,8 @@ from csi_host_rbd.ceph.image import open_image
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster
 
-_SECONDS = 60.0
+# The manager tries a removal that failed again after half a minute, and a minute after that.
+_SECONDS = 150.0
 
 
 @dataclass(frozen=True, kw_only=True)
