@@ -1,11 +1,10 @@
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from csi_host_rbd import devcluster
 from csi_host_rbd.devcluster import DevCluster
+from csi_host_rbd.testing.clusters import own_cluster
 
 _TESTS = Path(__file__).parent
 # What mounts, uses loop devices, looks for processes of the whole machine or builds wheels: by one worker, in order.
@@ -32,9 +31,5 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def ceph() -> Iterator[DevCluster]:
     """A one-node Ceph, started when the first test of the session asks for it."""
-    # Not pytest's own directory: its paths are longer than a socket's may be.
-    with (
-        tempfile.TemporaryDirectory(prefix="csi-ceph-") as directory,
-        devcluster.running(Path(directory) / "c") as cluster,
-    ):
+    with own_cluster() as cluster:
         yield cluster

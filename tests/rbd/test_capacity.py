@@ -11,11 +11,21 @@ import grpc
 import pytest
 
 from csi_host.proto import csi_pb2
+from csi_host_rbd.devcluster import DevCluster
+from csi_host_rbd.testing.clusters import own_cluster
 from csi_host_rbd.testing.pools import PoolView
 from csi_host_rbd.testing.refusals import refusal
 from csi_host_rbd.testing.rig import GIB, SECONDS, RbdRig, block, mounted, rbd_rig
 
 pytestmark = pytest.mark.ceph
+
+
+@pytest.fixture(scope="module")
+def ceph() -> Iterator[DevCluster]:
+    """A cluster of these tests' own: they look at all of it, whatever others have left there."""
+    with own_cluster() as cluster:
+        yield cluster
+
 
 MIB = 1024**2
 _Mode = csi_pb2.VolumeCapability.AccessMode

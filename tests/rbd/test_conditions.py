@@ -3,6 +3,7 @@
 import json
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -11,12 +12,21 @@ import pytest
 from csi_host.proto import csi_pb2
 from csi_host_rbd.ceph.mirroring import MirrorStatus, SiteStatus
 from csi_host_rbd.conditions import causes_in
+from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.testing.ceph_csi import make_volume, trash_image
+from csi_host_rbd.testing.clusters import own_cluster
 from csi_host_rbd.testing.pools import PoolView
 from csi_host_rbd.testing.refusals import refusal
 from csi_host_rbd.testing.rig import GIB, SECONDS, RbdRig, rbd_rig
 
 _WELL = "the image is there and nothing is known to hinder its use"
+
+
+@pytest.fixture(scope="module")
+def ceph() -> Iterator[DevCluster]:
+    """A cluster of these tests' own: they look at all of it, whatever others have left there."""
+    with own_cluster() as cluster:
+        yield cluster
 
 
 def _get(rig: RbdRig, volume_id: str, timeout: float = SECONDS) -> csi_pb2.ControllerGetVolumeResponse:

@@ -11,15 +11,25 @@ import pytest
 
 from csi_host.proto import csi_pb2
 from csi_host_rbd.conditions import Condition
+from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.listed_volumes import SeenVolume
 from csi_host_rbd.listing import MOST_ENTRIES
 from csi_host_rbd.messages import volume_entry
 from csi_host_rbd.testing.ceph_csi import make_snapshot, make_volume, trash_image
+from csi_host_rbd.testing.clusters import own_cluster
 from csi_host_rbd.testing.pools import PoolView
 from csi_host_rbd.testing.refusals import refusal
 from csi_host_rbd.testing.rig import GIB, SECONDS, RbdRig, rbd_rig
 
 pytestmark = pytest.mark.ceph
+
+
+@pytest.fixture(scope="module")
+def ceph() -> Iterator[DevCluster]:
+    """A cluster of these tests' own: they look at all of it, whatever others have left there."""
+    with own_cluster() as cluster:
+        yield cluster
+
 
 _ENTRIES = 20_000
 

@@ -16,6 +16,7 @@ from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.fsck.findings import LockKeys
 from csi_host_rbd.shared_locks import RadosLocks
 from csi_host_rbd.testing import ceph_csi, fsck_arrangements
+from csi_host_rbd.testing.clusters import own_cluster
 from csi_host_rbd.testing.fsck_arrangements import MENDED, Arrangement, Ground, new_uuid
 from csi_host_rbd.testing.fsck_kit import Checker
 from csi_host_rbd.testing.pools import PoolView
@@ -38,6 +39,13 @@ UNDER_WAY = [
     fsck_arrangements.orphan_object_map,
     fsck_arrangements.group_missing,
 ]
+
+
+@pytest.fixture(scope="module")
+def ceph() -> Iterator[DevCluster]:
+    """A cluster of these tests' own: they look at all of it, whatever others have left there."""
+    with own_cluster() as cluster:
+        yield cluster
 
 
 @pytest.mark.parametrize("arrange", UNDER_WAY)

@@ -40,7 +40,11 @@ def ancestors(pool: Pool, image_id: str, pool_at: PoolAt) -> Iterator[Parent]:
     parent = parent_of(pool, image_id)
     while parent is not None:
         yield parent
-        parent = parent_of(pool_at(parent.pool_id, parent.namespace), parent.image_id)
+        try:
+            parent = parent_of(pool_at(parent.pool_id, parent.namespace), parent.image_id)
+        except ImageNotFound:
+            # It went from the trash a moment ago, as the last image that hung on it was flattened or removed.
+            return
 
 
 def depth_of(pool: Pool, image_id: str, pool_at: PoolAt) -> int:
