@@ -32,7 +32,8 @@ from csi_host_rbd.listed_volumes import SeenVolumes
 from csi_host_rbd.listing import Listing
 from csi_host_rbd.making import VolumeMaker
 from csi_host_rbd.modifying import VolumeModifier
-from csi_host_rbd.node import RbdNodeServer
+from csi_host_rbd.node.devices import Devices
+from csi_host_rbd.node.server import RbdNodeServer
 from csi_host_rbd.options import RbdOptions
 from csi_host_rbd.places import Places
 from csi_host_rbd.pool_capacity import Capacities
@@ -82,7 +83,7 @@ def create_driver(
         controller=_controller(context, options, backend, places, parts),
         group_controller=_group_controller(context, places, parts) if can_clone_group_snapshots() else None,
         snapshot_metadata=RbdSnapshotMetadataServer(context, blocks=ChangedBlocks(places)),
-        node=RbdNodeServer(context, backend=backend, attachers=Attachers([qemu], default=options.mounter)),
+        node=RbdNodeServer(context, backend=backend, devices=Devices(Attachers([qemu], default=options.mounter))),
         close=close,
     )
 

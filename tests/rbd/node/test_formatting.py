@@ -13,7 +13,7 @@ import pytest
 from csi_host.node.mounts import mount_at
 from csi_host.process import run
 from csi_host.proto import csi_pb2
-from csi_host_rbd.node_images import MARK_KEY
+from csi_host_rbd.node.images import MARK_KEY
 from csi_host_rbd.testing.node_kit import ImageOf, Kit, Node, Refused
 from csi_host_rbd.testing.rig import block, mounted
 

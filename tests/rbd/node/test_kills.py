@@ -9,7 +9,7 @@ import pytest
 
 from csi_host.access import AccessMode, VolumeAccess
 from csi_host.process import run
-from csi_host_rbd import formatting, node_images, node_volumes, staging, stash
+from csi_host_rbd import node
 from csi_host_rbd.attach.qemu import QemuAttacher
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.backend import Backend
@@ -18,9 +18,10 @@ from csi_host_rbd.ceph.create import ImageOptions, create_image
 from csi_host_rbd.clusters import Clusters
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster
-from csi_host_rbd.node_images import NodeImage
-from csi_host_rbd.node_volumes import NodeVolumes
-from csi_host_rbd.staging import Staging
+from csi_host_rbd.node.devices import Devices
+from csi_host_rbd.node.images import NodeImage
+from csi_host_rbd.node.staging import Staging
+from csi_host_rbd.node.volumes import NodeVolumes
 from csi_host_rbd.testing.kills import killed_at
 from csi_host_rbd.testing.machine import Machine
 
@@ -35,13 +36,13 @@ MIB = 1024**2
 MakeImage = Callable[[], NodeImage]
 ACCESS = VolumeAccess(mode=AccessMode.SINGLE_NODE_WRITER, is_block=False, fs_type="ext4")
 # The attach package has a test of its own, which kills at every step of it.
-STEPS_OF = [Path(str(module.__file__)) for module in (formatting, node_images, node_volumes, staging, stash)]
+STEPS_OF = [Path(directory) for directory in node.__path__]
 
 
 @pytest.fixture
 def volumes(directory: Path) -> NodeVolumes:
     attachers = Attachers([QemuAttacher(run=run, directory=directory / "qemu")], default="qemu")
-    return NodeVolumes(run=run, attachers=attachers)
+    return NodeVolumes(run=run, devices=Devices(attachers))
 
 
 @pytest.fixture

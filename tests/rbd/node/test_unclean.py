@@ -11,7 +11,7 @@ from csi_host.node.mounts import mount_at
 from csi_host.node.stats import volume_stats
 from csi_host.process import run
 from csi_host_rbd.devcluster import DevCluster
-from csi_host_rbd.stash import STASH_NAME
+from csi_host_rbd.node.stash import STASH_NAME
 from csi_host_rbd.testing.node_kit import Kit, Node, Refused
 from csi_host_rbd.testing.rig import block, mounted, rbd_rig
 

@@ -10,8 +10,6 @@ What a failure leaves, and who mends it:
 * a reboot left a stash and a plain directory: ``publish`` refuses, ``stage`` and ``unstage`` go on from there.
 """
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from csi_host.access import AccessMode, VolumeAccess
@@ -19,30 +17,23 @@ from csi_host.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from csi_host.node.devices import size_bytes
 from csi_host.node.mounts import Mount, mounts_of_device, split_options
 from csi_host.process import Runner
-from csi_host.request import remaining_seconds
 from csi_host_common_node import volumes
 from csi_host_common_node.filesystem import DEFAULT_FS_TYPE, Filesystems
 from csi_host_common_node.mounter import Mounter
 from csi_host_common_node.programs import needed_for, require
 from csi_host_common_node.resize import Grower
-from csi_host_rbd.attach.attacher import Attacher, Attachment, DeviceInUse
+from csi_host_rbd.attach.attacher import DeviceInUse
 from csi_host_rbd.attach.cleanup import Rollback
-from csi_host_rbd.attach.registry import Attachers, MounterNotServed
-from csi_host_rbd.ceph.image import Image
-from csi_host_rbd.errors import VolumeInUse, VolumeIsSecondary
-from csi_host_rbd.formatting import ensure_filesystem, mark_raw
-from csi_host_rbd.node_images import NodeImage
-from csi_host_rbd.staging import Staging
-from csi_host_rbd.stash import Stash, StashUnreadable, remove_stash, write_stash
+from csi_host_rbd.attach.registry import MounterNotServed
+from csi_host_rbd.node.devices import Devices
+from csi_host_rbd.node.formatting import ensure_filesystem, mark_raw
+from csi_host_rbd.node.images import NodeImage
+from csi_host_rbd.node.staging import Staging
+from csi_host_rbd.node.stash import Stash, StashUnreadable, remove_stash, write_stash
 
 _FILESYSTEMS = frozenset({"ext3", "ext4", "xfs"})
 _DIRECTORY_MODE = 0o750
 _FILE_MODE = 0o600
-# How long a stage waits for the image's last user to go: a client that died keeps its watch for 30 s.
-_IN_USE_SECONDS = 50.0
-_SHARE_OF_DEADLINE = 0.8
-_FIRST_PAUSE_SECONDS = 1.0
-_PAUSE_GROWTH = 1.4
 
 
 class NotStagedHere(FailedPrecondition):
@@ -58,14 +49,13 @@ class SecondTarget(FailedPrecondition):
 
 
 class NodeVolumes:
-    """The volumes of this node; the caller holds the volume's lock. ``pause`` sleeps for a number of seconds."""
+    """The volumes of this node; the caller holds the volume's lock."""
 
-    def __init__(self, *, run: Runner, attachers: Attachers, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, *, run: Runner, devices: Devices) -> None:
         self._mounter = Mounter(run)
         self._filesystems = Filesystems(run)
         self._grower = Grower(run)
-        self._attachers = attachers
-        self._pause = pause
+        self._devices = devices
 
     def is_staged(self, staging: Staging, access: VolumeAccess) -> bool:
         """Whether nothing is left to do: mounted, served by something alive, and known to the stash.
@@ -90,12 +80,10 @@ class NodeVolumes:
 
     def stage(self, staging: Staging, access: VolumeAccess, image: NodeImage) -> None:
         """Attach the image and mount it, formatted if need be."""
-        attacher = self._attachers.named(image.mounter)
-        attacher.check()
+        stash = image.stash(staging.volume_id, self._devices.mounter_of(image))
         if not access.is_block:
             _check_fs_type(access.fs_type)
-        attachment, mount = attacher.find(image.spec), staging.mount()
-        stash = image.stash(staging.volume_id, attacher.name)
+        attachment, mount = self._devices.find(stash), staging.mount()
         if mount is not None:
             if attachment and attachment.is_alive and attachment.device == _device_of(mount):
                 # Staged all along: only the stash was lost.
@@ -104,9 +92,9 @@ class NodeVolumes:
             _refuse_shared(mount, staging)
             self._mounter.unmount(staging.target)
         with Rollback() as rollback:
-            rollback.add(lambda: _release(staging, attacher, image, was_attached=attachment is not None))
+            rollback.add(lambda: self._release(staging, stash, was_attached=attachment is not None))
             write_stash(staging.directory, stash)
-            device = self._attach(attacher, attachment, access, image)
+            device = self._devices.attach(stash, image, access, found=attachment)
             if _make_target(staging.target, is_block=access.is_block):
                 rollback.add(lambda: volumes.unpublish(self._mounter, staging.target))
             if access.is_block:
@@ -122,13 +110,14 @@ class NodeVolumes:
         stash = _stash_if_sound(staging) if mount else staging.stash()
         if stash is not None and not staging.owns(stash):
             stash = None
-        attacher = self._attachers.named(stash.mounter) if stash else None
+        if stash is not None:
+            self._devices.check_served(stash)
         volumes.unpublish(self._mounter, staging.target)
-        if stash and attacher:
-            attacher.detach(stash.spec)
+        if stash is not None:
+            self._devices.detach(stash)
             remove_stash(staging.directory)
         elif mount is not None:
-            self._detach_device(_device_of(mount))
+            self._devices.detach_device(_device_of(mount))
             remove_stash(staging.directory)
 
     def publish(self, staging: Staging, target: Path, access: VolumeAccess, *, read_only: bool) -> None:
@@ -162,7 +151,7 @@ class NodeVolumes:
         mount, stash = staging.mount(), staging.stash()
         if mount is None or stash is None or not staging.owns(stash):
             raise NotStagedHere(f"volume {staging.volume_id} is not staged at {staging.directory}; stage it again")
-        image_bytes = self._attachers.named(stash.mounter).grow(stash.spec)
+        image_bytes = self._devices.grow(stash)
         if image_bytes < required_bytes:
             raise FailedPrecondition(
                 f"capacity_range.required_bytes: expected at most the {image_bytes} bytes that the image has, got "
@@ -175,39 +164,11 @@ class NodeVolumes:
 
     def _is_served(self, stash: Stash, mount: Mount) -> bool:
         try:
-            attachment = self._attachers.named(stash.mounter).find(stash.spec)
+            attachment = self._devices.find(stash)
         except MounterNotServed:
             # Staged by ceph-csi with the kernel's client, which does not die.
             return True
         return attachment is not None and attachment.is_alive and attachment.device == _device_of(mount)
-
-    def _attach(self, attacher: Attacher, attachment: Attachment | None, access: VolumeAccess, image: NodeImage) -> str:
-        # A filesystem with an unclean journal can be mounted read-only only where the journal can be replayed.
-        read_only = access.mode.is_reader_only and (access.is_block or access.mode.is_multi_node)
-        if attachment and attachment.is_alive and attachment.read_only == read_only:
-            if not read_only:
-                attacher.grow(image.spec)
-            return attachment.device
-        # A daemon that an earlier call left half made would count as somebody who uses the image.
-        attacher.detach(image.spec)
-        with image.opened() as opened:
-            _refuse_secondary(opened, image)
-            if not access.mode.is_multi_node:
-                self._wait_until_unused(opened, image)
-        return attacher.attach(image.attach_request(read_only=read_only)).device
-
-    def _wait_until_unused(self, opened: Image, image: NodeImage) -> None:
-        """Wait for others to let go of the image, as long as the caller can wait; raises VolumeInUse naming them."""
-        allowed = image.mirror_daemon_count if opened.mirroring().is_enabled else 0
-        left = remaining_seconds()
-        patience = _IN_USE_SECONDS if left is None else min(_IN_USE_SECONDS, left * _SHARE_OF_DEADLINE)
-        until, pause = time.monotonic() + patience, _FIRST_PAUSE_SECONDS
-        while len(watchers := opened.watchers()) > allowed:
-            if time.monotonic() + pause > until:
-                names = ", ".join(str(watcher) for watcher in watchers)
-                raise VolumeInUse(f"image {image.spec} is still being used by {names}; waited {patience:.0f} s")
-            self._pause(pause)
-            pause *= _PAUSE_GROWTH
 
     def _mount_filesystem(self, device: str, staging: Staging, access: VolumeAccess, image: NodeImage) -> None:
         read_only = _wants_read_only(access)
@@ -229,11 +190,15 @@ class NodeVolumes:
         if not read_only:
             self._grower.grow(device, staging.target)
 
-    def _detach_device(self, device: str) -> None:
-        if not any(attacher.detach_device(device) for attacher in self._attachers):
-            raise FailedPrecondition(
-                f"{device} was unmounted, but which image it shows is not known; detach it by hand"
-            )
+    def _release(self, staging: Staging, stash: Stash, *, was_attached: bool) -> None:
+        try:
+            self._devices.detach(stash)
+        except DeviceInUse:
+            # Mounted elsewhere since before this call: not this call's to take away; the stash still says what it is.
+            if not was_attached:
+                raise
+            return
+        remove_stash(staging.directory)
 
     def _refuse_second_target(self, staging: Staging, target: Path) -> None:
         if others := volumes.other_targets(staging.target, target):
@@ -280,17 +245,6 @@ def _refuse_shared(mount: Mount, staging: Staging) -> None:
         )
 
 
-def _release(staging: Staging, attacher: Attacher, image: NodeImage, *, was_attached: bool) -> None:
-    try:
-        attacher.detach(image.spec)
-    except DeviceInUse:
-        # Mounted elsewhere since before this call: not this call's to take away, and the stash still says what it is.
-        if not was_attached:
-            raise
-        return
-    remove_stash(staging.directory)
-
-
 def _make_target(target: Path, *, is_block: bool) -> bool:
     """Make what the volume is mounted on, unless it is there; return whether it was made."""
     try:
@@ -322,9 +276,3 @@ def _mount_options(kind: str, access: VolumeAccess, *, read_only: bool) -> list[
         if word not in options:
             options.append(word)
     return options
-
-
-def _refuse_secondary(opened: Image, image: NodeImage) -> None:
-    mirroring = opened.mirroring()
-    if mirroring.is_enabled and not mirroring.is_primary:
-        raise VolumeIsSecondary(f"image {image.spec} is a mirror's copy here; it is written in its primary cluster")

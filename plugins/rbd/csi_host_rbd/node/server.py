@@ -10,13 +10,13 @@ from csi_host.errors import FailedPrecondition, InvalidArgument
 from csi_host.proto import csi_pb2
 from csi_host.services.messages import access_of, capacity_range_of
 from csi_host.services.node import NodeServer
-from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.backend import Backend
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.errors import VolumeNotFound
-from csi_host_rbd.node_images import NodeImages
-from csi_host_rbd.node_volumes import NodeVolumes
-from csi_host_rbd.staging import Staging, find_staging
+from csi_host_rbd.node.devices import Devices
+from csi_host_rbd.node.images import NodeImages
+from csi_host_rbd.node.staging import Staging, find_staging
+from csi_host_rbd.node.volumes import NodeVolumes
 from csi_host_rbd.uses import check_use
 
 
@@ -25,10 +25,10 @@ class RbdNodeServer(NodeServer):
 
     features: ClassVar[frozenset[str]] = frozenset({"SINGLE_NODE_MULTI_WRITER"})
 
-    def __init__(self, context: HostContext, *, backend: Backend, attachers: Attachers) -> None:
+    def __init__(self, context: HostContext, *, backend: Backend, devices: Devices) -> None:
         super().__init__(context)
         self._images = NodeImages(backend)
-        self._volumes = NodeVolumes(run=context.run, attachers=attachers)
+        self._volumes = NodeVolumes(run=context.run, devices=devices)
 
     def NodeStageVolume(
         self,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_host_rbd.stash import STASH_NAME, Stash, StashUnreadable, read_stash, remove_stash, write_stash
+from csi_host_rbd.node.stash import STASH_NAME, Stash, StashUnreadable, read_stash, remove_stash, write_stash
 
 FULL = Stash(
     pool="rbd",

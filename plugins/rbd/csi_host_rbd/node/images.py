@@ -13,8 +13,8 @@ from csi_host_rbd.ceph.image import Image, open_image
 from csi_host_rbd.clusters import ClusterNotConfigured
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.errors import ClusterNotServed, VolumeNotFound
+from csi_host_rbd.node.stash import Stash
 from csi_host_rbd.parameters import parse_bool
-from csi_host_rbd.stash import Stash
 from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
 
 MARK_KEY = "csi-host/filesystem"

@@ -7,7 +7,7 @@ from typing import Self
 
 from csi_host.node.mounts import Mount, mount_at, mounts_of_location, read_mounts
 from csi_host_rbd.errors import VolumeNotFound
-from csi_host_rbd.stash import STASH_NAME, Stash, read_stash
+from csi_host_rbd.node.stash import STASH_NAME, Stash, read_stash
 
 _NAME_BYTES_LIMIT = 255
 

@@ -1,0 +1,1 @@
+"""Volumes on a node: staged, published, grown and taken away, on any attacher."""

@@ -1,0 +1,99 @@
+"""From an image to the block device that is mounted, and back."""
+
+import time
+from collections.abc import Callable
+
+from csi_host.access import VolumeAccess
+from csi_host.errors import FailedPrecondition
+from csi_host.request import remaining_seconds
+from csi_host_rbd.attach.attacher import Attachment
+from csi_host_rbd.attach.registry import Attachers
+from csi_host_rbd.ceph.image import Image
+from csi_host_rbd.errors import VolumeInUse, VolumeIsSecondary
+from csi_host_rbd.node.images import NodeImage
+from csi_host_rbd.node.stash import Stash
+
+# How long a stage waits for the image's last user to go: a client that died keeps its watch for 30 s.
+_IN_USE_SECONDS = 50.0
+_SHARE_OF_DEADLINE = 0.8
+_FIRST_PAUSE_SECONDS = 1.0
+_PAUSE_GROWTH = 1.4
+
+
+class Devices:
+    """The devices of staged volumes; which image one is of, and through which mounter, is in the volume's stash.
+
+    ``pause`` sleeps for a number of seconds.
+    """
+
+    def __init__(self, attachers: Attachers, *, pause: Callable[[float], None] = time.sleep) -> None:
+        self._attachers = attachers
+        self._pause = pause
+
+    def mounter_of(self, image: NodeImage) -> str:
+        """Return the mounter that the image is to be attached with; raises what says that this node cannot."""
+        attacher = self._attachers.named(image.mounter)
+        attacher.check()
+        return attacher.name
+
+    def check_served(self, stash: Stash) -> None:
+        """Raise MounterNotServed when nothing here can find or detach the volume's device."""
+        self._attachers.named(stash.mounter)
+
+    def find(self, stash: Stash) -> Attachment | None:
+        """Return the volume's device, None when it has none; raises MounterNotServed."""
+        return self._attachers.named(stash.mounter).find(stash.spec)
+
+    def attach(self, stash: Stash, image: NodeImage, access: VolumeAccess, *, found: Attachment | None) -> str:
+        """Return the device with the image on it, made unless ``found`` will do.
+
+        Raises VolumeInUse naming who uses the image elsewhere, VolumeIsSecondary.
+        """
+        attacher = self._attachers.named(stash.mounter)
+        # A filesystem with an unclean journal can be mounted read-only only where the journal can be replayed.
+        read_only = access.mode.is_reader_only and (access.is_block or access.mode.is_multi_node)
+        if found and found.is_alive and found.read_only == read_only:
+            if not read_only:
+                attacher.grow(stash.spec)
+            return found.device
+        # A daemon that an earlier call left half made would count as somebody who uses the image.
+        attacher.detach(stash.spec)
+        with image.opened() as opened:
+            _refuse_secondary(opened, image)
+            if not access.mode.is_multi_node:
+                self._wait_until_unused(opened, image)
+        return attacher.attach(image.attach_request(read_only=read_only)).device
+
+    def detach(self, stash: Stash) -> None:
+        """Take the volume's device away; fine when it has none. Raises DeviceInUse when it is still mounted."""
+        self._attachers.named(stash.mounter).detach(stash.spec)
+
+    def detach_device(self, device: str) -> None:
+        """Take a device away of which nothing else is known."""
+        if not any(attacher.detach_device(device) for attacher in self._attachers):
+            raise FailedPrecondition(
+                f"{device} was unmounted, but which image it shows is not known; detach it by hand"
+            )
+
+    def grow(self, stash: Stash) -> int:
+        """Make the volume's device show the size that the image has now, and return that size in bytes."""
+        return self._attachers.named(stash.mounter).grow(stash.spec)
+
+    def _wait_until_unused(self, opened: Image, image: NodeImage) -> None:
+        """Wait for others to let go of the image, as long as the caller can wait; raises VolumeInUse naming them."""
+        allowed = image.mirror_daemon_count if opened.mirroring().is_enabled else 0
+        left = remaining_seconds()
+        patience = _IN_USE_SECONDS if left is None else min(_IN_USE_SECONDS, left * _SHARE_OF_DEADLINE)
+        until, pause = time.monotonic() + patience, _FIRST_PAUSE_SECONDS
+        while len(watchers := opened.watchers()) > allowed:
+            if time.monotonic() + pause > until:
+                names = ", ".join(str(watcher) for watcher in watchers)
+                raise VolumeInUse(f"image {image.spec} is still being used by {names}; waited {patience:.0f} s")
+            self._pause(pause)
+            pause *= _PAUSE_GROWTH
+
+
+def _refuse_secondary(opened: Image, image: NodeImage) -> None:
+    mirroring = opened.mirroring()
+    if mirroring.is_enabled and not mirroring.is_primary:
+        raise VolumeIsSecondary(f"image {image.spec} is a mirror's copy here; it is written in its primary cluster")
