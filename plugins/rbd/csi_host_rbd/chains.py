@@ -47,10 +47,7 @@ class Chains:
 
     def shorten(self, place: Place, pool: Pool, name: str, depth: int) -> None:
         """Have an image that hangs on ``depth`` others filled beside other work; a failure only delays that."""
-        try:
-            tasks.flatten(place.cluster.connection, pool, name, timeout=self._manager_timeout)
-        except CsiError as error:
-            log.warning(f"the chain of {pool.spec(name)} is {depth} images long and could not be cut: {error}")
+        self._flatten_quietly(place, pool, name, because=f"its chain is {depth} images long")
 
     def check_depth(self, place: Place, pool: Pool, name: str, depth: int) -> None:
         """Raise FlattenPending when a clone of this image would be too deep; the chain is then being cut."""
@@ -84,7 +81,7 @@ class Chains:
         for snapshot in surplus:
             if snapshot.namespace is SnapshotNamespace.TRASH:
                 for clone_pool, clone in _clones_of(place, pool, image, snapshot):
-                    self._flatten_quietly(place, clone_pool, clone)
+                    self._flatten_quietly(place, clone_pool, clone, because=f"{image.spec} has many snapshots")
         if is_full:
             raise TooManySnapshots(
                 f"image {image.spec} has {len(snapshots)} snapshots, the limit is "
@@ -102,11 +99,11 @@ class Chains:
         found = place.snapshots.read(uuid_in(name))
         return found is not None and found.image_name == name
 
-    def _flatten_quietly(self, place: Place, pool: Pool, name: str) -> None:
+    def _flatten_quietly(self, place: Place, pool: Pool, name: str, *, because: str) -> None:
         try:
             tasks.flatten(place.cluster.connection, pool, name, timeout=self._manager_timeout)
         except CsiError as error:
-            log.warning(f"{pool.spec(name)} could not be flattened: {error}")
+            log.warning(f"{pool.spec(name)} could not be flattened, though {because}: {error}")
 
 
 def _clones_of(place: Place, pool: Pool, image: Image, snapshot: Snapshot) -> list[tuple[Pool, str]]:
@@ -114,7 +111,10 @@ def _clones_of(place: Place, pool: Pool, image: Image, snapshot: Snapshot) -> li
         # It is called as the clone that was made of it.
         return [(pool, snapshot.original_name)]
     found = []
-    for pool_id, namespace, image_id in parents.children_of(pool, image.image_id, snapshot.snapshot_id):
+    parent = parents.Parent(
+        pool_id=pool.pool_id, namespace=pool.namespace, image_id=image.image_id, snapshot_id=snapshot.snapshot_id
+    )
+    for pool_id, namespace, image_id in parents.children_of(pool, parent):
         clone_pool = place.cluster.pool_at(pool_id, namespace)
         name = image_names.name_of(clone_pool, image_id)
         found += [(clone_pool, name)] if name else []

@@ -20,7 +20,7 @@ from csi_host_rbd.ceph import parents
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.create import ImageOptions, SnapshotSpec, clone_image, create_image
 from csi_host_rbd.ceph.failures import ImageNotFound
-from csi_host_rbd.ceph.image import Image, SnapshotNamespace, open_image
+from csi_host_rbd.ceph.image import Image, open_image
 from csi_host_rbd.chains import Chains
 from csi_host_rbd.encryption.keys import KeySource
 from csi_host_rbd.encryption.service import Encryption
@@ -201,7 +201,7 @@ class OfVolume:
 
     def withdraw(self, name: str) -> None:
         """Remove the snapshot; a clone that hangs on it keeps it out of sight."""
-        if any(one.name == name and one.namespace is SnapshotNamespace.USER for one in self._image.snapshots()):
+        if name in self._image.user_snapshots():
             self._image.remove_snapshot(name)
 
     def _take_snapshot(self, name: str) -> None:
@@ -295,9 +295,7 @@ def drop_source_snapshot(place: Place, pool: Pool, image_id: str, name: str) -> 
         return
     parent_pool = place.cluster.pool_at(parent.pool_id, parent.namespace)
     with open_image(parent_pool, image_id=parent.image_id, read_only=True) as source:
-        is_there = any(
-            snapshot.name == name and snapshot.namespace is SnapshotNamespace.USER for snapshot in source.snapshots()
-        )
+        is_there = name in source.user_snapshots()
     if is_there:
         with open_image(parent_pool, image_id=parent.image_id) as source:
             source.remove_snapshot(name)

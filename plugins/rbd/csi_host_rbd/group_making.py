@@ -7,7 +7,7 @@ when one is cut off.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from csi_host.errors import Aborted, CsiError
+from csi_host.errors import Aborted
 from csi_host_rbd.ceph import groups
 from csi_host_rbd.group_journal import GroupEntry, GroupJournal
 from csi_host_rbd.group_members import Member, Members
@@ -16,6 +16,7 @@ from csi_host_rbd.image_naming import TEMPORARY_SUFFIX
 from csi_host_rbd.journal import Reservation
 from csi_host_rbd.places import Place
 from csi_host_rbd.snapshots import Snapshots, WantedSnapshot
+from csi_host_rbd.taking_back import take_back_after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +86,7 @@ class GroupMaker:
             making.journal.store_snapshots(entry, snapshots)
             self.dissolve(making.place, entry)
         except Exception as error:
-            # Only after an error that leaves the outcome open the retry goes on from here.
-            if not isinstance(error, CsiError) or error.is_final:
-                self._undo(making, entry, because_of=error)
+            take_back_after(error, lambda: self._undo(making, entry))
             raise
         return making.journal.entry(entry.reservation)
 
@@ -131,13 +130,9 @@ class GroupMaker:
         with self._members.part(member, part, making.secrets) as original:
             return str(self._snapshots.make_of(original, wanted).snapshot_id)
 
-    def _undo(self, making: Making, entry: GroupEntry, *, because_of: Exception) -> None:
-        try:
-            self.remove(making.place, entry, making.secrets, making.cluster_id)
-            making.journal.withdraw(entry)
-        except CsiError as error:
-            first = because_of if isinstance(because_of, CsiError) else type(because_of).__name__
-            raise Aborted(f"{first}; and what was made could not be removed yet: {error}") from because_of
+    def _undo(self, making: Making, entry: GroupEntry) -> None:
+        self.remove(making.place, entry, making.secrets, making.cluster_id)
+        making.journal.withdraw(entry)
 
     def _remove_snapshots(self, place: Place, entry: GroupEntry, secrets: Mapping[str, str], cluster_id: str) -> None:
         for volume_id, known in entry.members.items():

@@ -28,6 +28,7 @@ from csi_host_rbd.modification import Modification
 from csi_host_rbd.parameters import VolumeParameters
 from csi_host_rbd.places import Place
 from csi_host_rbd.removal import Removal
+from csi_host_rbd.taking_back import take_back_after
 from csi_host_rbd.topology import TopologyRequirement
 from csi_host_rbd.volume_id import VolumeId
 
@@ -151,8 +152,7 @@ class VolumeMaker:
                 _size(wanted, content)
                 _check_keys(wanted, content)
             except CsiError as error:
-                if error.is_final:
-                    self._undo(wanted, place, found, Blank(), because_of=error)
+                take_back_after(error, lambda: self._undo(wanted, place, found, Blank()))
                 raise
             if isinstance(wanted.source, VolumeSource):
                 self._removal.remove_intermediate(place, found.pool, found.image_name)
@@ -173,9 +173,7 @@ class VolumeMaker:
         except ImageExists:
             return self._take_over(wanted, place, reservation, content)
         except Exception as error:
-            # Only after an error that leaves the outcome open the retry goes on from here.
-            if not isinstance(error, CsiError) or error.is_final:
-                self._undo(wanted, place, reservation, content, because_of=error)
+            take_back_after(error, lambda: self._undo(wanted, place, reservation, content))
             raise
         content.settle(pool, name)
         return volume
@@ -235,17 +233,11 @@ class VolumeMaker:
         image_names.remove_remnants(reservation.pool, reservation.image_name)
         raise Aborted(f"the beginnings of image {reservation.image_name} were removed; ask again to have it made")
 
-    def _undo(
-        self, wanted: WantedVolume, place: Place, reservation: Reservation, content: Content, *, because_of: Exception
-    ) -> None:
-        try:
-            self._removal.remove_image(place, reservation.pool, reservation.image_name)
-            content.withdraw(reservation.image_name)
-            _forget_passphrase(wanted, place, reservation)
-            place.volumes.withdraw(reservation)
-        except CsiError as error:
-            first = because_of if isinstance(because_of, CsiError) else type(because_of).__name__
-            raise Aborted(f"{first}; and what was made could not be removed yet: {error}") from because_of
+    def _undo(self, wanted: WantedVolume, place: Place, reservation: Reservation, content: Content) -> None:
+        self._removal.remove_image(place, reservation.pool, reservation.image_name)
+        content.withdraw(reservation.image_name)
+        _forget_passphrase(wanted, place, reservation)
+        place.volumes.withdraw(reservation)
 
 
 def volume_of(place: Place, reservation: Reservation, size_bytes: int) -> Volume:

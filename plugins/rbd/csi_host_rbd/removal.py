@@ -47,10 +47,8 @@ class Removal:
     def remove_snapshots(self, pool: Pool, name: str, snapshots: Sequence[str]) -> None:
         """Remove these snapshots of an image, as far as it has them."""
         with open_image(pool, name=name) as image:
-            present = {snapshot.name for snapshot in image.snapshots()}
-            for snapshot in snapshots:
-                if snapshot in present:
-                    image.remove_snapshot(snapshot)
+            for snapshot in set(snapshots).intersection(image.user_snapshots()):
+                image.remove_snapshot(snapshot)
 
     def trash(self, place: Place, pool: Pool, name: str, image_id: str) -> None:
         """Put an image into the trash and have the manager empty it."""

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from csi_host.errors import Aborted, CsiError, InvalidArgument
+from csi_host.errors import Aborted, InvalidArgument
 from csi_host.locks import Operation, OperationLocks, SnapshotLocks
 from csi_host_rbd.ceph import image_names, parents
 from csi_host_rbd.ceph.create import ImageOptions
 from csi_host_rbd.ceph.failures import ImageExists, ImageNotFound
-from csi_host_rbd.ceph.image import Image, SnapshotNamespace, open_image
+from csi_host_rbd.ceph.image import open_image
 from csi_host_rbd.chains import Chains
 from csi_host_rbd.clusters import ClusterNotConfigured
 from csi_host_rbd.contents import Contents, Original
@@ -38,6 +38,7 @@ from csi_host_rbd.journal import SNAPSHOTS, Reservation
 from csi_host_rbd.places import Place, Places, lock_key
 from csi_host_rbd.removal import Removal, lasting_watchers
 from csi_host_rbd.snapshot_parameters import SnapshotParameters
+from csi_host_rbd.taking_back import take_back_after
 from csi_host_rbd.volume_id import VolumeId
 
 log = logging.getLogger(__name__)
@@ -214,9 +215,7 @@ class Snapshots:
         except ImageExists as error:
             raise Aborted(f"image {pool.spec(name)} is just being made by another controller; ask again") from error
         except Exception as error:
-            # Only after an error that leaves the outcome open the retry goes on from here.
-            if not isinstance(error, CsiError) or error.is_final:
-                self._undo(wanted, source, reservation, because_of=error)
+            take_back_after(error, lambda: self._undo(wanted, source, reservation))
             raise
 
     def _finish(self, wanted: WantedSnapshot, source: Original, reservation: Reservation, image_id: str) -> Snapshot:
@@ -227,7 +226,7 @@ class Snapshots:
             if source.key_source is not None and not reservation.image_id:
                 source.key_source.keys.copy(image, str(handle), source=source.key_source)
             self._names.changes(wanted.parameters.metadata, present=image.metadata(), is_copy=True).apply(image)
-            if not _has_snapshot(image, name):
+            if name not in image.user_snapshots():
                 image.create_snapshot(name)
             size_bytes, created_at = image.size_bytes, image.created_at
         if reservation.image_id != image_id:
@@ -248,18 +247,12 @@ class Snapshots:
         if source.key_source is not None:
             forget(source.key_source.keys, str(self._handle(wanted, source.place, reservation)))
 
-    def _undo(
-        self, wanted: WantedSnapshot, source: Original, reservation: Reservation, *, because_of: Exception
-    ) -> None:
+    def _undo(self, wanted: WantedSnapshot, source: Original, reservation: Reservation) -> None:
         pool, name = reservation.pool, reservation.image_name
-        try:
-            self._removal.remove_image(source.place, pool, name, snapshots=[name])
-            source.withdraw(name)
-            self._forget_passphrase(wanted, source, reservation)
-            source.place.snapshots.withdraw(reservation)
-        except CsiError as error:
-            first = because_of if isinstance(because_of, CsiError) else type(because_of).__name__
-            raise Aborted(f"{first}; and what was made could not be removed yet: {error}") from because_of
+        self._removal.remove_image(source.place, pool, name, snapshots=[name])
+        source.withdraw(name)
+        self._forget_passphrase(wanted, source, reservation)
+        source.place.snapshots.withdraw(reservation)
 
     def _delete(self, place: Place, reservation: Reservation, handle: str, secrets: Mapping[str, str]) -> None:
         # A CreateSnapshot of the same name must not take over what is being removed.
@@ -282,10 +275,6 @@ class Snapshots:
             if watchers:
                 raise SnapshotInUse(f"rbd {image.spec} is still being used: open at {', '.join(map(str, watchers))}")
             image_id = image.image_id
-            if _has_snapshot(image, name):
+            if name in image.user_snapshots():
                 image.remove_snapshot(name)
         self._removal.trash(place, pool, name, image_id)
-
-
-def _has_snapshot(image: Image, name: str) -> bool:
-    return any(one.name == name and one.namespace is SnapshotNamespace.USER for one in image.snapshots())

@@ -21,7 +21,7 @@ from csi_host.capacity import CapacityRange
 from csi_host.locks import Operation, OperationLocks, VolumeLocks
 from csi_host_rbd.candidates import Candidate, candidates_of, is_beside_source
 from csi_host_rbd.ceph.failures import ImageNotFound
-from csi_host_rbd.ceph.image import Image, SnapshotNamespace, look_at_image, open_image
+from csi_host_rbd.ceph.image import Image, look_at_image, open_image
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.errors import VolumeHasSnapshots, VolumeInUse, VolumeIsSecondary, VolumeNotFound
@@ -198,7 +198,7 @@ def _leftovers(image: Image) -> list[str]:
 
     The trash is never emptied of an image with snapshots: what a person took must be removed by that person.
     """
-    names = [one.name for one in image.snapshots() if one.namespace is SnapshotNamespace.USER]
+    names = image.user_snapshots()
     foreign = [name for name in names if not uuid_in(name)]
     if foreign:
         raise VolumeHasSnapshots(f"rbd {image.spec} has snapshots that are not this driver's: {', '.join(foreign)}")

@@ -8,11 +8,12 @@ import pytest
 
 from csi_host_rbd.ceph import headers, image_names, omap, registries
 from csi_host_rbd.ceph.bindings import rados, rbd
+from csi_host_rbd.ceph.class_calls import ask
 from csi_host_rbd.ceph.cluster import Connections, Pool, Timeouts
 from csi_host_rbd.ceph.create import ImageOptions, SnapshotSpec, clone_image, create_image
 from csi_host_rbd.ceph.failures import BackendTimeout, ImageNotFound, ObjectNotFound
 from csi_host_rbd.ceph.image import open_image
-from csi_host_rbd.ceph.parents import parent_of
+from csi_host_rbd.ceph.parents import children_of, parent_of
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.testing.operations import OperationCounter
@@ -78,7 +79,7 @@ def test_a_parent_and_its_clones_know_of_each_other(store: Pool) -> None:
     parent = parent_of(store, clone_id)
     assert parent is not None
     assert (parent.image_id, parent.namespace) == (image_id, store.namespace)
-    assert headers.children_of(store, parent) == [(store.pool_id, store.namespace, clone_id)]
+    assert children_of(store, parent) == [(store.pool_id, store.namespace, clone_id)]
     assert not registries.has_format_1_child(store, parent, clone_id)
 
 
@@ -140,7 +141,7 @@ def test_a_pool_without_images_trash_or_groups_has_none(store: Pool) -> None:
     assert registries.trashed_image(store, "one") is None
     assert not registries.is_mirrored(store, "one")
     with pytest.raises(ObjectNotFound):
-        headers.ask(store, "nobodys", "dir_list", bytes(12), lambda _: None)
+        ask(store, "nobodys", "dir_list", bytes(12), lambda _: None)
 
 
 def test_what_is_in_the_trash_is_read_with_its_times(store: Pool) -> None:

@@ -14,21 +14,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from csi_host_rbd.ceph.bindings import rados
+from csi_host_rbd.ceph.class_calls import HEADER_PREFIX, ask_image
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.encoding import Decoder, EncodingInvalid, packed_u64
-from csi_host_rbd.ceph.failures import CephRefused, ImageNotFound, ObjectNotFound, translated
-from csi_host_rbd.ceph.parents import Parent
+from csi_host_rbd.ceph.failures import ImageNotFound, ObjectNotFound, translated
 
 T = TypeVar("T")
 
-HEADER_PREFIX = "rbd_header."
 _SIZE, _CREATED, _PARENT = "size", "create_timestamp", "parent"
 _SNAPSHOT_PREFIX = "snapshot_"
 _METADATA_PREFIX = "metadata_"
 _SNAPSHOTS_A_PAGE = 512
-_ANSWER_BYTES = 1024 * 1024
-# A hundred thousand clones of one snapshot.
-_CHILDREN_BYTES = 8 * 1024 * 1024
 _USER_NAMESPACE = 0
 _TRASH_NAMESPACE = 2
 _NANOSECONDS = 1e9
@@ -77,8 +73,8 @@ def read_header(pool: Pool, image_id: str) -> Header:
 def read_snapshot(pool: Pool, image_id: str, snapshot_id: int) -> HeaderSnapshot | None:
     """Return a snapshot of an image, None when it has gone. 1 operation."""
     try:
-        return ask(pool, HEADER_PREFIX + image_id, "snapshot_get", packed_u64(snapshot_id), _versioned(_snapshot))
-    except ObjectNotFound:
+        return ask_image(pool, image_id, "snapshot_get", packed_u64(snapshot_id), _versioned(_snapshot))
+    except ImageNotFound:
         return None
 
 
@@ -91,21 +87,6 @@ def all_snapshots(pool: Pool, header: Header) -> list[HeaderSnapshot]:
     """Return all snapshots of an image. 1 operation each."""
     found = (read_snapshot(pool, header.image_id, one) for one in header.snapshot_ids)
     return [snapshot for snapshot in found if snapshot is not None]
-
-
-def children_of(pool: Pool, parent: Parent) -> list[tuple[int, str, str]]:
-    """Return the clones that a parent knows of, as (pool's id, RADOS namespace, image's id). 1 operation.
-
-    Raises ObjectNotFound when the parent's image, or its list, is gone.
-    """
-    return ask(
-        pool,
-        HEADER_PREFIX + parent.image_id,
-        "children_list",
-        packed_u64(parent.snapshot_id),
-        lambda answer: [answer.versioned(_child) for _ in range(answer.u32())],
-        answer_bytes=_CHILDREN_BYTES,
-    )
 
 
 def has_metadata(pool: Pool, image_id: str, *names: str) -> bool:
@@ -135,25 +116,6 @@ def modified_at(pool: Pool, name: str) -> float | None:
     except ObjectNotFound:
         return None
     return time.mktime(modified) or time.time()
-
-
-def ask(
-    pool: Pool,
-    name: str,
-    method: str,
-    question: bytes,
-    read: Callable[[Decoder], T],
-    *,
-    answer_bytes: int = _ANSWER_BYTES,
-) -> T:
-    """Return what the class ``rbd`` answers about an object; raises ObjectNotFound. 1 operation."""
-    step = f"asking object {pool.name}/{name} for {method}"
-    with translated(step):
-        _, answer = pool.ioctx.execute(name, "rbd", method, question, answer_bytes)
-    try:
-        return read(Decoder(answer))
-    except EncodingInvalid as error:
-        raise CephRefused(f"{step}: the answer cannot be read: {error}") from error
 
 
 def read_time(answer: Decoder) -> float:
@@ -214,11 +176,6 @@ def _snapshot(answer: Decoder) -> HeaderSnapshot:
         created_at=read_time(answer),
         child_count=answer.u32(),
     )
-
-
-def _child(answer: Decoder) -> tuple[int, str, str]:
-    pool_id, image_id, namespace = answer.s64(), answer.text(), answer.text()
-    return pool_id, namespace, image_id
 
 
 def _versioned(read: Callable[[Decoder], T]) -> Callable[[Decoder], T]:

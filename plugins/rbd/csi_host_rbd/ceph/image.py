@@ -114,6 +114,10 @@ class Image:
         """Return all snapshots, oldest first, those that librbd keeps in its trash included."""
         return self._do("listing the snapshots of image", self._snapshots)
 
+    def user_snapshots(self) -> list[str]:
+        """Return the names of the snapshots that somebody made and can name, oldest first."""
+        return [one.name for one in self.snapshots() if one.namespace is SnapshotNamespace.USER]
+
     def _snapshots(self) -> list[Snapshot]:
         return [self._snapshot(entry) for entry in sorted(self._handle.list_snaps(), key=_snapshot_id)]
 

@@ -7,12 +7,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from csi_host.errors import InvalidArgument
-from csi_host_rbd.ceph.bindings import rados, rbd
-from csi_host_rbd.ceph.calls import write
+from csi_host_rbd.ceph.bindings import rados
+from csi_host_rbd.ceph.class_calls import HEADER_PREFIX
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.encoding import packed, packed_struct, packed_u64
-from csi_host_rbd.ceph.failures import ImageNotFound, ObjectExists, ObjectNotFound, translated
-from csi_host_rbd.ceph.headers import HEADER_PREFIX
+from csi_host_rbd.ceph.failures import ObjectExists, translated
 from csi_host_rbd.ceph.parents import Parent
 from csi_host_rbd.ceph.registries import DIRECTORY, TRASH
 
@@ -64,12 +63,6 @@ def put_into_trash(pool: Pool, image_id: str, name: str, *, kept_seconds: int) -
     now = int(time.time())
     times = b"".join(packed_u64(second) for second in (now, now + kept_seconds))
     _execute(pool, TRASH, "trash_add", packed(image_id) + packed_struct(b"\0" + packed(name) + times))
-
-
-def remove_group(pool: Pool, name: str) -> None:
-    """Remove a group; fine when it is gone."""
-    with suppress(ImageNotFound, ObjectNotFound):
-        write(pool, name, "removing group", lambda: rbd.RBD().group_remove(pool.ioctx, name))
 
 
 def _execute(pool: Pool, name: str, method: str, question: bytes) -> None:

@@ -2,16 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
+from csi_host_rbd.ceph.class_calls import ask_image
 from csi_host_rbd.ceph.cluster import Pool
-from csi_host_rbd.ceph.encoding import Decoder, EncodingInvalid, packed_u64
-from csi_host_rbd.ceph.failures import CephRefused, ImageNotFound, ObjectNotFound, translated
+from csi_host_rbd.ceph.encoding import Decoder, packed_u64
+from csi_host_rbd.ceph.failures import ImageNotFound
 
-T = TypeVar("T")
-
-_HEADER = "rbd_header."
-_ANSWER_BYTES = 64 * 1024
 _NO_POOL = -1
 # librbd and the kernel open no longer chains.
 MAX_DEPTH = 16
@@ -31,7 +27,7 @@ class Parent:
 
 def parent_of(pool: Pool, image_id: str) -> Parent | None:
     """Return what an image is a clone of, None when it stands alone; raises ImageNotFound. 1 operation."""
-    parent = ask(pool, image_id, "parent_get", b"", lambda answer: answer.versioned(_parent))
+    parent = ask_image(pool, image_id, "parent_get", b"", lambda answer: answer.versioned(_parent))
     return None if parent.pool_id == _NO_POOL else parent
 
 
@@ -61,21 +57,24 @@ def is_attached(pool: Pool, image_id: str, pool_at: PoolAt) -> bool:
     parent = parent_of(pool, image_id)
     if parent is None:
         return False
-    children = children_of(pool_at(parent.pool_id, parent.namespace), parent.image_id, parent.snapshot_id)
+    children = children_of(pool_at(parent.pool_id, parent.namespace), parent)
     return (pool.pool_id, pool.namespace, image_id) in children
 
 
-def children_of(pool: Pool, image_id: str, snapshot_id: int) -> list[tuple[int, str, str]]:
-    """Return the clones of a snapshot, each as pool id, namespace and image id. 1 operation."""
+def children_of(pool: Pool, parent: Parent) -> list[tuple[int, str, str]]:
+    """Return the clones that a snapshot knows of, each as pool id, namespace and image id. 1 operation.
+
+    ``pool`` is the parent's. None when the parent's image is gone, too.
+    """
     try:
-        return ask(
+        return ask_image(
             pool,
-            image_id,
+            parent.image_id,
             "children_list",
-            packed_u64(snapshot_id),
+            packed_u64(parent.snapshot_id),
             lambda answer: [answer.versioned(_child) for _ in range(answer.u32())],
         )
-    except (ImageNotFound, ObjectNotFound):
+    except ImageNotFound:
         return []
 
 
@@ -86,17 +85,3 @@ def _parent(answer: Decoder) -> Parent:
 def _child(answer: Decoder) -> tuple[int, str, str]:
     pool_id, image_id, namespace = answer.s64(), answer.text(), answer.text()
     return pool_id, namespace, image_id
-
-
-def ask(pool: Pool, image_id: str, method: str, question: bytes, read: Callable[[Decoder], T]) -> T:
-    """Return what a method of the OSD's class ``rbd`` answers for an image; raises ImageNotFound. 1 operation."""
-    step = f"asking image {pool.spec(f'id {image_id}')} for {method}"
-    try:
-        with translated(step):
-            _, answer = pool.ioctx.execute(_HEADER + image_id, "rbd", method, question, _ANSWER_BYTES)
-    except ObjectNotFound as error:
-        raise ImageNotFound(f"{step}: there is no such image") from error
-    try:
-        return read(Decoder(answer))
-    except EncodingInvalid as error:
-        raise CephRefused(f"{step}: the answer cannot be read: {error}") from error

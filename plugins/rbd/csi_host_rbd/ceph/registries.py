@@ -12,10 +12,11 @@ from typing import TypeVar
 from csi_host_rbd.ceph import omap
 from csi_host_rbd.ceph.bindings import rbd
 from csi_host_rbd.ceph.calls import call
+from csi_host_rbd.ceph.class_calls import ask
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.encoding import Decoder, packed, packed_u64
 from csi_host_rbd.ceph.failures import BackendTimeout, ObjectNotFound, translated
-from csi_host_rbd.ceph.headers import ask, modified_at, read_time, read_values, values_as_text
+from csi_host_rbd.ceph.headers import modified_at, read_time, read_values, values_as_text
 from csi_host_rbd.ceph.parents import Parent
 
 T = TypeVar("T")

@@ -1,13 +1,13 @@
 """What an image's header says of its snapshots, read without opening the image."""
 
+from csi_host_rbd.ceph.class_calls import ask_image
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.encoding import Decoder, packed_u64
-from csi_host_rbd.ceph.parents import ask
 
 
 def snapshot_ids(pool: Pool, image_id: str) -> list[int]:
     """Return the ids of all snapshots, oldest first, whoever they are for; raises ImageNotFound. 1 operation."""
-    return sorted(ask(pool, image_id, "get_snapcontext", b"", _ids))
+    return sorted(ask_image(pool, image_id, "get_snapcontext", b"", _ids))
 
 
 def flags_at(pool: Pool, image_id: str, snapshot_id: int) -> int:
@@ -15,12 +15,12 @@ def flags_at(pool: Pool, image_id: str, snapshot_id: int) -> int:
 
     Raises ImageNotFound, also for a snapshot that there is not.
     """
-    return ask(pool, image_id, "get_flags", packed_u64(snapshot_id), Decoder.u64)
+    return ask_image(pool, image_id, "get_flags", packed_u64(snapshot_id), Decoder.u64)
 
 
 def overlap_at(pool: Pool, image_id: str, snapshot_id: int) -> int:
     """Return how many bytes of the image's parent show through at a snapshot; 0 without a parent. 1 operation."""
-    return ask(pool, image_id, "parent_overlap_get", packed_u64(snapshot_id), _overlap)
+    return ask_image(pool, image_id, "parent_overlap_get", packed_u64(snapshot_id), _overlap)
 
 
 def _overlap(answer: Decoder) -> int:

@@ -2,9 +2,8 @@
 
 from collections import OrderedDict
 
-from csi_host_rbd.ceph.failures import ImageNotFound, ObjectNotFound, PoolNotFound
-from csi_host_rbd.ceph.headers import children_of
-from csi_host_rbd.ceph.parents import parent_of
+from csi_host_rbd.ceph.failures import ImageNotFound, PoolNotFound
+from csi_host_rbd.ceph.parents import children_of, parent_of
 from csi_host_rbd.fsck.look import Look
 
 
@@ -28,7 +27,7 @@ class Children:
             if known is None:
                 known = frozenset(children_of(self._look.pool_at(parent.pool_id, parent.namespace), parent))
                 self._keep(parent, known)
-        except (ImageNotFound, ObjectNotFound, PoolNotFound):
+        except (ImageNotFound, PoolNotFound):
             return False
         return (pool.pool_id, pool.namespace, image_id) in known
 

@@ -5,9 +5,9 @@ then keeps what the clone needs of it out of sight. librbd itself makes the clon
 and tells the parent last.
 """
 
-from csi_host_rbd.ceph.failures import ImageNotFound, ObjectNotFound, PoolNotFound
-from csi_host_rbd.ceph.headers import Header, HeaderSnapshot, children_of, user_snapshots
-from csi_host_rbd.ceph.parents import Parent, parent_of
+from csi_host_rbd.ceph.failures import ImageNotFound, PoolNotFound
+from csi_host_rbd.ceph.headers import Header, HeaderSnapshot, user_snapshots
+from csi_host_rbd.ceph.parents import Parent, children_of, parent_of
 from csi_host_rbd.ceph.registries import has_format_1_child, is_mirrored
 from csi_host_rbd.fsck import steps
 from csi_host_rbd.fsck.classes import CLASSES
@@ -59,7 +59,7 @@ def examine_clone(look: Look, name: str, image_id: str) -> list[Finding]:
 def _is_registered(look: Look, parent: Parent, image_id: str) -> bool:
     try:
         known = children_of(look.pool_at(parent.pool_id, parent.namespace), parent)
-    except (ObjectNotFound, PoolNotFound):
+    except PoolNotFound:
         known = []
     child = (look.pool.pool_id, look.pool.namespace, image_id)
     return child in known or has_format_1_child(look.pool, parent, image_id)

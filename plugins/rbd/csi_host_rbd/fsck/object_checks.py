@@ -4,7 +4,7 @@ librbd makes them in this order and removes them in the reverse one, and puts an
 its names away: what is missing a partner for long was cut off.
 """
 
-from csi_host_rbd.ceph.headers import HEADER_PREFIX
+from csi_host_rbd.ceph.class_calls import HEADER_PREFIX
 from csi_host_rbd.ceph.registries import in_trash, names_of
 from csi_host_rbd.fsck import steps
 from csi_host_rbd.fsck.classes import CLASSES

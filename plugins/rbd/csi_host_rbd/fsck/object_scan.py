@@ -4,8 +4,8 @@ from collections.abc import Callable
 from uuid import UUID
 
 from csi_host_rbd.ceph import registries
+from csi_host_rbd.ceph.class_calls import HEADER_PREFIX
 from csi_host_rbd.ceph.failures import ImageNotFound
-from csi_host_rbd.ceph.headers import HEADER_PREFIX
 from csi_host_rbd.ceph.image_names import read_image_id
 from csi_host_rbd.fsck.look import ID_OBJECT_PREFIX, Look
 from csi_host_rbd.fsck.names import LOCK_PREFIX, entry_of_object, kind_of_directory

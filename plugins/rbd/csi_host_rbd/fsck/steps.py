@@ -5,7 +5,7 @@ import uuid as uuids
 from contextlib import suppress
 
 from csi_host.errors import FailedPrecondition
-from csi_host_rbd.ceph import image_names, mending, omap, tasks, trash
+from csi_host_rbd.ceph import groups, image_names, mending, omap, tasks, trash
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.failures import ImageNotFound, KeyMismatch, ObjectExists, ObjectNotFound
 from csi_host_rbd.ceph.image import open_image
@@ -186,7 +186,7 @@ def put_into_trash(pool: Pool, image_id: str) -> Step:
 
 def remove_group(pool: Pool, name: str) -> Step:
     """Remove a group that has neither images nor snapshots."""
-    return Step(command=rbd(pool, "group", "rm", name), do=lambda: mending.remove_group(pool, name))
+    return Step(command=rbd(pool, "group", "rm", name), do=lambda: groups.remove_group(pool, name))
 
 
 def remove_object(pool: Pool, name: str) -> Step:
