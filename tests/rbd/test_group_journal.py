@@ -8,7 +8,8 @@ import pytest
 
 from csi_host.errors import InvalidArgument
 from csi_host_rbd.ceph import groups
-from csi_host_rbd.ceph.cluster import Connections, Pool, Timeouts
+from csi_host_rbd.ceph.cluster import Pool
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.ceph.create import ImageOptions, create_image
 from csi_host_rbd.ceph.failures import ImageInGroup
 from csi_host_rbd.credentials import Credentials

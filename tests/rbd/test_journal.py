@@ -12,7 +12,8 @@ import pytest
 
 from csi_host.errors import InvalidArgument
 from csi_host_rbd.ceph import omap
-from csi_host_rbd.ceph.cluster import Connection, Connections, Pool, Timeouts
+from csi_host_rbd.ceph.cluster import Connection, Pool
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.ceph.failures import BackendTimeout, ObjectNotFound, PermissionDenied
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster

@@ -13,7 +13,8 @@ from csi_host.errors import CsiError, OperationPending
 from csi_host.locks import Operation, OperationLocks, SnapshotLocks
 from csi_host.request import Request, serving
 from csi_host_rbd.ceph import omap
-from csi_host_rbd.ceph.cluster import Connections, Pool, Timeouts
+from csi_host_rbd.ceph.cluster import Pool
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.ceph.failures import BackendTimeout, Blocklisted, ImageNotFound
 from csi_host_rbd.ceph.leases import LeaseCheck, LockLost
 from csi_host_rbd.ceph.writes import Writes

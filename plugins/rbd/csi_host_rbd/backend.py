@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from csi_host_rbd.ceph.cluster import Connection, Connections, Pool
+from csi_host_rbd.ceph.cluster import Connection, Pool
+from csi_host_rbd.ceph.connections import Connections
 from csi_host_rbd.ceph.failures import PoolNotFound
 from csi_host_rbd.clusters import ClusterConfig, Clusters
 from csi_host_rbd.controller_secret import ControllerSecret

@@ -1,33 +1,33 @@
 """The Controller service: from CSI's messages to volumes and back."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import grpc
 from google.protobuf.wrappers_pb2 import Int64Value
 
-from csi_host.access import VolumeAccess
 from csi_host.capacity import CapacityRange
 from csi_host.driver import HostContext
 from csi_host.errors import InvalidArgument
 from csi_host.proto import csi_pb2
 from csi_host.services.controller import ControllerServer
 from csi_host.services.messages import access_of, capacity_range_of
-from csi_host_rbd.contents import SnapshotSource, Source, VolumeSource
 from csi_host_rbd.listed_snapshots import SeenSnapshots
 from csi_host_rbd.listed_volumes import SeenVolumes
-from csi_host_rbd.messages import condition_message, snapshot_message, volume_entry, volume_message
+from csi_host_rbd.messages import (
+    condition_message,
+    created_volume_message,
+    snapshot_message,
+    volume_entry,
+    volume_message,
+)
 from csi_host_rbd.modification import parse_modification
 from csi_host_rbd.modifying import VolumeModifier
-from csi_host_rbd.parameters import VolumeParameters, parse_parameters
+from csi_host_rbd.parameters import parse_parameters
 from csi_host_rbd.pool_capacity import MINIMUM_SIZE_BYTES, Capacities, targets_of
-from csi_host_rbd.sizes import image_size
-from csi_host_rbd.snapshot_parameters import parse_snapshot_parameters
-from csi_host_rbd.snapshots import Snapshot, Snapshots, WantedSnapshot
-from csi_host_rbd.topology import TopologyRequirement
-from csi_host_rbd.uses import check_use
-from csi_host_rbd.volumes import Volume, Volumes, WantedVolume
+from csi_host_rbd.snapshots import Snapshots
+from csi_host_rbd.volumes import Volumes
+from csi_host_rbd.wishes import check_uses, wanted_snapshot, wanted_volume
 
 # What the sidecars call without a secret, or without one where the class names none. Promised without a user of our
 # own, these would be calls that can only fail, over and over.
@@ -76,24 +76,9 @@ class RbdControllerServer(ControllerServer):
         context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
     ) -> csi_pb2.CreateVolumeResponse:
         """Make a volume from nothing, a snapshot or a volume, or return the one of that name."""
-        parameters = parse_parameters(request.parameters)
-        source = _source_of(request)
-        _check_uses([access_of(capability) for capability in request.volume_capabilities])
-        modification = parse_modification(request.mutable_parameters)
-        modification.changes({})
-        modification.check_mounter(request.parameters.get("mounter") or self._default_mounter)
-        capacity = capacity_range_of(request)
-        wanted = WantedVolume(
-            name=request.name,
-            size_bytes=image_size(capacity),
-            capacity=capacity or CapacityRange(),
-            parameters=parameters,
-            modification=modification,
-            source=source,
-            requirement=_requirement_of(request),
-        )
-        volume = _message(self._volumes.create(wanted, request.secrets), parameters)
-        if source is not None:
+        wanted = wanted_volume(request, default_mounter=self._default_mounter)
+        volume = created_volume_message(self._volumes.create(wanted, request.secrets), wanted.parameters.passed_on)
+        if wanted.source is not None:
             volume.content_source.CopyFrom(request.volume_content_source)
         return csi_pb2.CreateVolumeResponse(volume=volume)
 
@@ -114,7 +99,7 @@ class RbdControllerServer(ControllerServer):
         """Confirm what an existing volume can be used for, or say what it cannot."""
         self._volumes.find(request.volume_id, request.secrets)
         try:
-            _check_uses([access_of(capability) for capability in request.volume_capabilities])
+            check_uses([access_of(capability) for capability in request.volume_capabilities])
             if request.parameters:
                 parse_parameters(request.parameters)
             parse_modification(request.mutable_parameters).changes({})
@@ -149,7 +134,7 @@ class RbdControllerServer(ControllerServer):
         context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
     ) -> csi_pb2.ControllerPublishVolumeResponse:
         """See that the volume is there and can be used so; there is nothing to attach from here, as in ceph-csi."""
-        _check_uses([access_of(request.volume_capability)])
+        check_uses([access_of(request.volume_capability)])
         self._seen.volumes.expect(request.volume_id, request.secrets)
         return csi_pb2.ControllerPublishVolumeResponse()
 
@@ -239,13 +224,8 @@ class RbdControllerServer(ControllerServer):
         context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
     ) -> csi_pb2.CreateSnapshotResponse:
         """Take a snapshot of a volume, or return the one of that name."""
-        wanted = WantedSnapshot(
-            name=request.name,
-            volume_id=request.source_volume_id,
-            parameters=parse_snapshot_parameters(request.parameters),
-        )
-        snapshot = self._snapshots.create(wanted, request.secrets)
-        return csi_pb2.CreateSnapshotResponse(snapshot=_snapshot_message(snapshot))
+        snapshot = self._snapshots.create(wanted_snapshot(request), request.secrets)
+        return csi_pb2.CreateSnapshotResponse(snapshot=snapshot_message(snapshot))
 
     def DeleteSnapshot(
         self,
@@ -255,64 +235,3 @@ class RbdControllerServer(ControllerServer):
         """Delete a snapshot; OK when there is none, and for a handle that no snapshot of ours can have."""
         self._snapshots.delete(request.snapshot_id, request.secrets)
         return csi_pb2.DeleteSnapshotResponse()
-
-
-def _snapshot_message(snapshot: Snapshot) -> csi_pb2.Snapshot:
-    message = csi_pb2.Snapshot(
-        snapshot_id=str(snapshot.snapshot_id),
-        source_volume_id=snapshot.volume_id,
-        size_bytes=snapshot.size_bytes,
-        ready_to_use=snapshot.is_ready,
-    )
-    message.creation_time.FromDatetime(snapshot.created_at)
-    return message
-
-
-def _source_of(request: csi_pb2.CreateVolumeRequest) -> Source:
-    match request.volume_content_source.WhichOneof("type"):
-        case "snapshot":
-            return SnapshotSource(snapshot_id=request.volume_content_source.snapshot.snapshot_id)
-        case "volume":
-            return VolumeSource(volume_id=request.volume_content_source.volume.volume_id)
-    if request.HasField("volume_content_source"):
-        raise InvalidArgument("volume_content_source.type: expected a snapshot or a volume")
-    for index, capability in enumerate(request.volume_capabilities):
-        if access_of(capability).mode.is_reader_only:
-            raise InvalidArgument(
-                f"volume_capabilities[{index}].access_mode: a volume that nobody may write needs a "
-                "volume_content_source to have something to read"
-            )
-    return None
-
-
-def _requirement_of(request: csi_pb2.CreateVolumeRequest) -> TopologyRequirement | None:
-    if not request.HasField("accessibility_requirements"):
-        return None
-    requirements = request.accessibility_requirements
-    return TopologyRequirement(
-        preferred=[dict(topology.segments) for topology in requirements.preferred],
-        requisite=[dict(topology.segments) for topology in requirements.requisite],
-    )
-
-
-def _check_uses(uses: Sequence[VolumeAccess]) -> None:
-    for index, use in enumerate(uses):
-        check_use(use, f"volume_capabilities[{index}]")
-
-
-def _message(volume: Volume, parameters: VolumeParameters) -> csi_pb2.Volume:
-    # What is real comes last, so that it wins over what the class says.
-    context = {
-        **parameters.passed_on,
-        "pool": volume.pool,
-        "journalPool": volume.journal_pool,
-        "imageName": volume.image_name,
-    }
-    if volume.namespace:
-        context["radosNamespace"] = volume.namespace
-    if volume.data_pool:
-        context["dataPool"] = volume.data_pool
-    message = csi_pb2.Volume(volume_id=str(volume.volume_id), capacity_bytes=volume.size_bytes, volume_context=context)
-    if volume.topology:
-        message.accessible_topology.add(segments=volume.topology)
-    return message

@@ -8,7 +8,7 @@ from csi_host.driver import Driver, HostContext
 from csi_host_rbd.attach.qemu import QemuAttacher
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.backend import Backend
-from csi_host_rbd.ceph.cluster import Connections, Timeouts
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.ceph.groups import can_clone_group_snapshots
 from csi_host_rbd.ceph.leases import LeaseCheck
 from csi_host_rbd.ceph.writes import WriteObserver, Writes

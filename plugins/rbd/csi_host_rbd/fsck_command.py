@@ -14,7 +14,8 @@ import click
 from csi_host.cli.message_text import TextError, read_map
 from csi_host.durations import parse_duration
 from csi_host.errors import CsiError
-from csi_host_rbd.ceph.cluster import Connections, Pool, Timeouts
+from csi_host_rbd.ceph.cluster import Pool
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.ceph.leases import LeaseCheck
 from csi_host_rbd.ceph.registries import namespaces
 from csi_host_rbd.ceph.writes import Writes

@@ -128,7 +128,7 @@ class GroupMaker:
             group_id=making.handle(entry.reservation),
         )
         with self._members.part(member, part, making.secrets) as original:
-            return str(self._snapshots.make_of(original, wanted).snapshot_id)
+            return self._snapshots.make_of(original, wanted).snapshot_id
 
     def _undo(self, making: Making, entry: GroupEntry) -> None:
         self.remove(making.place, entry, making.secrets, making.cluster_id)

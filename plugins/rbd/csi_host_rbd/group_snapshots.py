@@ -28,8 +28,9 @@ from csi_host_rbd.group_locks import GroupLocks
 from csi_host_rbd.group_making import GroupMaker, Making, WantedGroupSnapshot
 from csi_host_rbd.group_members import Members
 from csi_host_rbd.journal import GROUPS, Reservation
-from csi_host_rbd.listed_snapshots import SeenSnapshot, SeenSnapshots
+from csi_host_rbd.listed_snapshots import SeenSnapshots
 from csi_host_rbd.places import Place, Places, lock_key
+from csi_host_rbd.snapshot import Snapshot
 from csi_host_rbd.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class GroupSnapshot:
     """A group snapshot that exists; ``snapshots`` are in the order of their volumes' handles."""
 
     group_id: str
-    snapshots: Sequence[SeenSnapshot]
+    snapshots: Sequence[Snapshot]
     created_at: datetime
 
     @property

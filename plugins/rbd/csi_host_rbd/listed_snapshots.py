@@ -10,8 +10,7 @@ of its chain.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 from functools import partial
 
 from csi_host.errors import CsiError
@@ -25,23 +24,12 @@ from csi_host_rbd.journal import Reservation
 from csi_host_rbd.listing import Listing, Look, Page, Scope
 from csi_host_rbd.parallel import in_parallel
 from csi_host_rbd.places import Places
+from csi_host_rbd.snapshot import Snapshot
 from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
 
 log = logging.getLogger(__name__)
 
-NOTHING: Page["SeenSnapshot"] = Page(entries=(), next_token="")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeenSnapshot:
-    """A snapshot; ``created_at`` has a zone, ``group_id`` is the handle of the group snapshot that it is a part of."""
-
-    snapshot_id: str
-    source_volume_id: str
-    size_bytes: int
-    created_at: datetime
-    is_ready: bool
-    group_id: str = ""
+NOTHING: Page[Snapshot] = Page(entries=(), next_token="")
 
 
 class SeenSnapshots:
@@ -54,9 +42,9 @@ class SeenSnapshots:
 
     def page(
         self, *, starting_token: str, max_entries: int, source_volume_id: str, secrets: Mapping[str, str]
-    ) -> Page[SeenSnapshot]:
+    ) -> Page[Snapshot]:
         """Return a page of snapshots, those of one source if that is given; raises PageTokenInvalid."""
-        look: Look[SeenSnapshot] = self._look
+        look: Look[Snapshot] = self._look
         scope = None
         if source_volume_id:
             try:
@@ -69,7 +57,7 @@ class SeenSnapshots:
             look, starting_token=starting_token, max_entries=max_entries, secrets=secrets, scope=scope
         )
 
-    def find(self, snapshot_id: str, source_volume_id: str, secrets: Mapping[str, str]) -> Page[SeenSnapshot]:
+    def find(self, snapshot_id: str, source_volume_id: str, secrets: Mapping[str, str]) -> Page[Snapshot]:
         """Return the page with the snapshot of a handle, an empty one when there is none, or none of that source."""
         try:
             found = self.get(snapshot_id, secrets)
@@ -78,7 +66,7 @@ class SeenSnapshots:
         is_wanted = source_volume_id in {"", found.source_volume_id}
         return Page(entries=[found], next_token="") if is_wanted else NOTHING
 
-    def get(self, snapshot_id: str, secrets: Mapping[str, str]) -> SeenSnapshot:
+    def get(self, snapshot_id: str, secrets: Mapping[str, str]) -> Snapshot:
         """Return the snapshot of a handle; raises SnapshotNotFound. 4 operations."""
         with self._places.snapshot(snapshot_id, secrets) as (place, reservation):
             seen = self._look(place.cluster, [reservation])
@@ -89,10 +77,10 @@ class SeenSnapshots:
 
     def _look_for(
         self, source: VolumeId, cluster: Cluster, reservations: Sequence[Reservation]
-    ) -> list[tuple[Reservation, SeenSnapshot]]:
+    ) -> list[tuple[Reservation, Snapshot]]:
         return self._look(cluster, [one for one in reservations if uuid_in(one.source) == source.uuid])
 
-    def _look(self, cluster: Cluster, reservations: Sequence[Reservation]) -> list[tuple[Reservation, SeenSnapshot]]:
+    def _look(self, cluster: Cluster, reservations: Sequence[Reservation]) -> list[tuple[Reservation, Snapshot]]:
         made = [one for one in reservations if one.source and one.image_id]
         pools = {one.pool.pool_id: one.pool for one in made}
         trashed = {
@@ -103,10 +91,10 @@ class SeenSnapshots:
         seen = zip(there, in_parallel(partial(self._seen, cluster), there), strict=True)
         return [(reservation, snapshot) for reservation, snapshot in seen if snapshot is not None]
 
-    def _seen(self, cluster: Cluster, reservation: Reservation) -> SeenSnapshot | None:
+    def _seen(self, cluster: Cluster, reservation: Reservation) -> Snapshot | None:
         pool, image_id = reservation.pool, reservation.image_id
         try:
-            return SeenSnapshot(
+            return Snapshot(
                 snapshot_id=_handle(cluster, reservation, reservation.uuid),
                 source_volume_id=_handle(cluster, reservation, uuid_in(reservation.source)),
                 size_bytes=read_size(pool, image_id),

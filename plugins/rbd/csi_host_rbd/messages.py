@@ -1,17 +1,39 @@
 """What is seen of volumes and snapshots, as CSI's messages."""
 
+from collections.abc import Mapping
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from csi_host.proto import csi_pb2
 from csi_host_rbd.conditions import Condition
 from csi_host_rbd.group_snapshots import GroupSnapshot
-from csi_host_rbd.listed_snapshots import SeenSnapshot
 from csi_host_rbd.listed_volumes import SeenVolume
+from csi_host_rbd.making import Volume
+from csi_host_rbd.snapshot import Snapshot
 
 
 def volume_message(volume: SeenVolume) -> csi_pb2.Volume:
     """Return a volume that was seen."""
     return csi_pb2.Volume(volume_id=volume.volume_id, capacity_bytes=volume.size_bytes)
+
+
+def created_volume_message(volume: Volume, passed_on: Mapping[str, str]) -> csi_pb2.Volume:
+    """Return a volume as CreateVolume has it; ``passed_on`` is what of its class nodes have to know."""
+    # What is real comes last, so that it wins over what the class says.
+    context = {
+        **passed_on,
+        "pool": volume.pool,
+        "journalPool": volume.journal_pool,
+        "imageName": volume.image_name,
+    }
+    if volume.namespace:
+        context["radosNamespace"] = volume.namespace
+    if volume.data_pool:
+        context["dataPool"] = volume.data_pool
+    message = csi_pb2.Volume(volume_id=str(volume.volume_id), capacity_bytes=volume.size_bytes, volume_context=context)
+    if volume.topology:
+        message.accessible_topology.add(segments=volume.topology)
+    return message
 
 
 def condition_message(condition: Condition) -> csi_pb2.VolumeCondition:
@@ -25,8 +47,8 @@ def volume_entry(volume: SeenVolume) -> csi_pb2.ListVolumesResponse.Entry:
     return csi_pb2.ListVolumesResponse.Entry(volume=volume_message(volume), status=status)
 
 
-def snapshot_message(snapshot: SeenSnapshot) -> csi_pb2.Snapshot:
-    """Return a snapshot that was seen."""
+def snapshot_message(snapshot: Snapshot) -> csi_pb2.Snapshot:
+    """Return a snapshot."""
     created_at = Timestamp()
     created_at.FromDatetime(snapshot.created_at)
     return csi_pb2.Snapshot(

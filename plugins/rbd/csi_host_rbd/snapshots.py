@@ -11,7 +11,7 @@ takes the snapshot of the volume anew, unless the clone of it is attached to its
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC
 
 from csi_host.errors import Aborted, InvalidArgument
 from csi_host.locks import Operation, OperationLocks, SnapshotLocks
@@ -37,6 +37,7 @@ from csi_host_rbd.image_naming import uuid_in
 from csi_host_rbd.journal import SNAPSHOTS, Reservation
 from csi_host_rbd.places import Place, Places, lock_key
 from csi_host_rbd.removal import Removal, lasting_watchers
+from csi_host_rbd.snapshot import Snapshot
 from csi_host_rbd.snapshot_parameters import SnapshotParameters
 from csi_host_rbd.taking_back import take_back_after
 from csi_host_rbd.volume_id import VolumeId
@@ -55,20 +56,6 @@ class WantedSnapshot:
     volume_id: str
     parameters: SnapshotParameters
     group_id: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """A snapshot that exists.
-
-    ``is_ready`` is False while its chain is too deep for a volume to be made from it: it is being flattened.
-    """
-
-    snapshot_id: VolumeId
-    volume_id: str
-    size_bytes: int
-    created_at: datetime
-    is_ready: bool
 
 
 class Snapshots:
@@ -232,8 +219,8 @@ class Snapshots:
         if reservation.image_id != image_id:
             place.snapshots.store_image_id(reservation, image_id)
         return Snapshot(
-            snapshot_id=handle,
-            volume_id=wanted.volume_id,
+            snapshot_id=str(handle),
+            source_volume_id=wanted.volume_id,
             size_bytes=size_bytes,
             created_at=created_at.replace(tzinfo=UTC),
             is_ready=self.is_ready(place, reservation, image_id),

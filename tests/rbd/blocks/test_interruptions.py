@@ -13,7 +13,7 @@ import pytest
 
 from csi_host_rbd.backend import Backend
 from csi_host_rbd.ceph.bindings import rbd
-from csi_host_rbd.ceph.cluster import Connections, Timeouts
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.ceph.extents import Extent
 from csi_host_rbd.ceph.failures import BackendTimeout, BackendUnavailable
 from csi_host_rbd.changed_blocks import ChangedBlocks, SnapshotChanged

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from csi_host_rbd.ceph.cluster import Connections, Pool, Timeouts
+from csi_host_rbd.ceph.cluster import Pool
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.ceph.extents import Extent, merged
 from csi_host_rbd.ceph.failures import ImageNotFound
 from csi_host_rbd.ceph.image_names import read_image_id

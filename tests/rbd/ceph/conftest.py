@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from csi_host_rbd.ceph.cluster import Connection, Connections, Pool, Timeouts
+from csi_host_rbd.ceph.cluster import Connection, Pool
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.testing.operations import OperationCounter

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from csi_host_rbd.ceph import omap
-from csi_host_rbd.ceph.cluster import Connection, Connections, Timeouts
+from csi_host_rbd.ceph.cluster import Connection
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.ceph.failures import (
     ArgumentRefused,
     AuthenticationRefused,

@@ -9,7 +9,8 @@ import pytest
 from csi_host_rbd.ceph import headers, image_names, omap, registries
 from csi_host_rbd.ceph.bindings import rados, rbd
 from csi_host_rbd.ceph.class_calls import ask
-from csi_host_rbd.ceph.cluster import Connections, Pool, Timeouts
+from csi_host_rbd.ceph.cluster import Pool
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.ceph.create import ImageOptions, SnapshotSpec, clone_image, create_image
 from csi_host_rbd.ceph.failures import BackendTimeout, ImageNotFound, ObjectNotFound
 from csi_host_rbd.ceph.image import open_image

@@ -8,7 +8,8 @@ import pytest
 from csi_host_rbd.ceph import image as images
 from csi_host_rbd.ceph import image_names, omap, trash
 from csi_host_rbd.ceph.bindings import rbd
-from csi_host_rbd.ceph.cluster import Connection, Connections, Pool
+from csi_host_rbd.ceph.cluster import Connection, Pool
+from csi_host_rbd.ceph.connections import Connections
 from csi_host_rbd.ceph.create import ImageOptions, create_image
 from csi_host_rbd.ceph.failures import (
     ArgumentRefused,

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from csi_host_rbd.ceph import omap
-from csi_host_rbd.ceph.cluster import Connections, Pool
+from csi_host_rbd.ceph.cluster import Pool
+from csi_host_rbd.ceph.connections import Connections
 from csi_host_rbd.ceph.failures import BackendTimeout, Blocklisted
 from csi_host_rbd.ceph.lease_keeper import LeaseKeeper
 from csi_host_rbd.ceph.leases import Lease, LockLost

@@ -3,7 +3,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from csi_host_rbd.ceph import image_names, trash
-from csi_host_rbd.ceph.cluster import Connection, Connections, Pool
+from csi_host_rbd.ceph.cluster import Connection, Pool
+from csi_host_rbd.ceph.connections import Connections
 from csi_host_rbd.ceph.create import ImageOptions, create_image
 from csi_host_rbd.ceph.failures import BackendTimeout
 from csi_host_rbd.ceph.tasks import remove_trashed

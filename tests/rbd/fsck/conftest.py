@@ -3,7 +3,8 @@ from contextlib import closing
 
 import pytest
 
-from csi_host_rbd.ceph.cluster import Connection, Connections, Pool, Timeouts
+from csi_host_rbd.ceph.cluster import Connection, Pool
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.fsck.look import Look

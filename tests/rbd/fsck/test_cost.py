@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from csi_host_rbd.ceph.cluster import Connections, Pool, Timeouts
+from csi_host_rbd.ceph.cluster import Pool
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.testing.fsck_kit import Checker, fabricate

@@ -9,7 +9,8 @@ import pytest
 
 from csi_host.errors import Aborted
 from csi_host_rbd.ceph.bindings import rbd
-from csi_host_rbd.ceph.cluster import Connections, Pool, Timeouts
+from csi_host_rbd.ceph.cluster import Pool
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.ceph.writes import Writes
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster

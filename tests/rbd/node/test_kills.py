@@ -13,7 +13,7 @@ from csi_host_rbd import node
 from csi_host_rbd.attach.qemu import QemuAttacher
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.backend import Backend
-from csi_host_rbd.ceph.cluster import Connections, Timeouts
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.ceph.create import ImageOptions, create_image
 from csi_host_rbd.clusters import Clusters
 from csi_host_rbd.credentials import Credentials

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from csi_host_rbd.ceph import bindings, omap
-from csi_host_rbd.ceph.cluster import Connections, Pool, Timeouts
+from csi_host_rbd.ceph.cluster import Pool
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.ceph.image import open_image
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster

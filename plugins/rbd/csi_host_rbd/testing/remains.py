@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from csi_host.process import ProcessError
 from csi_host_rbd.ceph import omap
-from csi_host_rbd.ceph.cluster import Connections, Pool, Timeouts
+from csi_host_rbd.ceph.cluster import Pool
+from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.ceph.failures import ObjectNotFound
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.testing.pools import PoolView
