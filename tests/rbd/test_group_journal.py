@@ -15,7 +15,8 @@ from csi_host_rbd.ceph.failures import ImageInGroup
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.group_journal import GroupJournal
 from csi_host_rbd.group_parameters import parse_group_parameters
-from csi_host_rbd.journal import GROUPS, Journal
+from csi_host_rbd.journal import Journal
+from csi_host_rbd.reservations import GROUPS
 from csi_host_rbd.testing.pools import PoolView
 
 _MANY = 1300

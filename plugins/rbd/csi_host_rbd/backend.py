@@ -10,7 +10,8 @@ from csi_host_rbd.ceph.failures import PoolNotFound
 from csi_host_rbd.clusters import ClusterConfig, Clusters
 from csi_host_rbd.controller_secret import ControllerSecret
 from csi_host_rbd.credentials import Credentials
-from csi_host_rbd.journal import VOLUMES, Journal, Kind
+from csi_host_rbd.journal import Journal
+from csi_host_rbd.reservations import VOLUMES, Kind
 
 # What Ceph calls a pool's use for images.
 _APPLICATION = "rbd"

@@ -23,8 +23,8 @@ from csi_host_rbd.ceph.image import open_image
 from csi_host_rbd.ceph.image_names import read_image_id
 from csi_host_rbd.ceph.mirroring import MirrorStatus, read_mirror_status
 from csi_host_rbd.ceph.usage import PoolUsage
-from csi_host_rbd.journal import Reservation
 from csi_host_rbd.parallel import in_parallel
+from csi_host_rbd.reservations import Reservation
 
 _WELL = "the image is there and nothing is known to hinder its use"
 # What a pool's flags mean to somebody who writes; the first one that is set is told.

@@ -26,8 +26,8 @@ from csi_host_rbd.encryption.keys import KeySource
 from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.errors import SnapshotNotFound, SourceUnfit, VolumeNotFound
 from csi_host_rbd.features import Feature
-from csi_host_rbd.journal import Reservation
 from csi_host_rbd.places import Place, Places, lock_key
+from csi_host_rbd.reservations import Reservation
 
 _SNAPSHOT_FIELD = "volume_content_source.snapshot.snapshot_id"
 

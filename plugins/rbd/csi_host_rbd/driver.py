@@ -26,7 +26,6 @@ from csi_host_rbd.group_locks import GroupLocks
 from csi_host_rbd.group_members import Members
 from csi_host_rbd.group_snapshots import GroupSnapshots
 from csi_host_rbd.image_metadata import NamesOnImages
-from csi_host_rbd.journal import SNAPSHOTS, VOLUMES
 from csi_host_rbd.listed_snapshots import SeenSnapshots
 from csi_host_rbd.listed_volumes import SeenVolumes
 from csi_host_rbd.listing import Listing
@@ -39,6 +38,7 @@ from csi_host_rbd.places import Places
 from csi_host_rbd.pool_capacity import Capacities
 from csi_host_rbd.pool_usage import PoolFigures
 from csi_host_rbd.removal import Removal
+from csi_host_rbd.reservations import SNAPSHOTS, VOLUMES
 from csi_host_rbd.shared_locks import NoSharedLocks, RadosLocks, SharedLocks
 from csi_host_rbd.snapshot_metadata import RbdSnapshotMetadataServer
 from csi_host_rbd.snapshots import Snapshots

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from csi_host_rbd.journal import Journal, Reservation
+from csi_host_rbd.journal import Journal
+from csi_host_rbd.reservations import Reservation
 
 _CREATED_AT = "csi.creationtime"
 _OWN_KEYS = "csi."

@@ -13,8 +13,8 @@ from csi_host_rbd.group_journal import GroupEntry, GroupJournal
 from csi_host_rbd.group_members import Member, Members
 from csi_host_rbd.group_parameters import GroupSnapshotParameters
 from csi_host_rbd.image_naming import TEMPORARY_SUFFIX
-from csi_host_rbd.journal import Reservation
 from csi_host_rbd.places import Place
+from csi_host_rbd.reservations import Reservation
 from csi_host_rbd.snapshots import Snapshots, WantedSnapshot
 from csi_host_rbd.taking_back import take_back_after
 

@@ -13,8 +13,8 @@ from csi_host_rbd.ceph.failures import ImageInGroup
 from csi_host_rbd.contents import Contents, OfVolume
 from csi_host_rbd.errors import VolumesApart
 from csi_host_rbd.features import Feature
-from csi_host_rbd.journal import VOLUMES, Reservation
 from csi_host_rbd.places import Place, Places, lock_key
+from csi_host_rbd.reservations import VOLUMES, Reservation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,9 @@ from csi_host_rbd.group_journal import GroupEntry, GroupJournal
 from csi_host_rbd.group_locks import GroupLocks
 from csi_host_rbd.group_making import GroupMaker, Making, WantedGroupSnapshot
 from csi_host_rbd.group_members import Members
-from csi_host_rbd.journal import GROUPS, Reservation
 from csi_host_rbd.listed_snapshots import SeenSnapshots
 from csi_host_rbd.places import Place, Places, lock_key
+from csi_host_rbd.reservations import GROUPS, Reservation
 from csi_host_rbd.snapshot import Snapshot
 from csi_host_rbd.snapshots import Snapshots
 

@@ -20,10 +20,10 @@ from csi_host_rbd.ceph.parents import depth_of
 from csi_host_rbd.chains import Chains
 from csi_host_rbd.errors import ClusterNotServed, SnapshotNotFound
 from csi_host_rbd.image_naming import uuid_in
-from csi_host_rbd.journal import Reservation
 from csi_host_rbd.listing import Listing, Look, Page, Scope
 from csi_host_rbd.parallel import in_parallel
 from csi_host_rbd.places import Places
+from csi_host_rbd.reservations import Reservation
 from csi_host_rbd.snapshot import Snapshot
 from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
 

@@ -16,10 +16,10 @@ from csi_host_rbd.ceph.helpers import HelperThreads
 from csi_host_rbd.ceph.usage import PoolUsage
 from csi_host_rbd.conditions import Condition, Sight, look_at
 from csi_host_rbd.errors import VolumeNotFound
-from csi_host_rbd.journal import Reservation
 from csi_host_rbd.listing import Listing, Page
 from csi_host_rbd.places import Places
 from csi_host_rbd.pool_usage import PoolFigures
+from csi_host_rbd.reservations import Reservation
 from csi_host_rbd.volume_id import VolumeId
 
 log = logging.getLogger(__name__)

@@ -19,9 +19,10 @@ from csi_host.request import seconds_for
 from csi_host_rbd.backend import Backend, Cluster
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.failures import AuthenticationRefused, PermissionDenied
-from csi_host_rbd.journal import Journal, Kind, Reservation
+from csi_host_rbd.journal import Journal
 from csi_host_rbd.page_token import PageToken, PageTokenInvalid, digest_of
 from csi_host_rbd.parallel import in_parallel
+from csi_host_rbd.reservations import Kind, Reservation
 from csi_host_rbd.volume_id import UUID_LENGTH, InvalidVolumeId, VolumeId
 
 log = logging.getLogger(__name__)

@@ -23,11 +23,11 @@ from csi_host_rbd.encryption.state import read_state
 from csi_host_rbd.errors import VolumeDiffers
 from csi_host_rbd.image_metadata import NamesOnImages
 from csi_host_rbd.image_naming import TEMPORARY_SUFFIX
-from csi_host_rbd.journal import Reservation
 from csi_host_rbd.modification import Modification
 from csi_host_rbd.parameters import VolumeParameters
 from csi_host_rbd.places import Place
 from csi_host_rbd.removal import Removal
+from csi_host_rbd.reservations import Reservation
 from csi_host_rbd.taking_back import take_back_after
 from csi_host_rbd.topology import TopologyRequirement
 from csi_host_rbd.volume_id import VolumeId

@@ -14,9 +14,10 @@ from csi_host_rbd.clusters import ClusterConfig, ClusterNotConfigured
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.errors import ClusterNotServed, GroupSnapshotNotFound, SnapshotNotFound, VolumeNotFound
 from csi_host_rbd.group_locks import GroupLocks
-from csi_host_rbd.journal import GROUPS, SNAPSHOTS, VOLUMES, Journal, Kind, Reservation
+from csi_host_rbd.journal import Journal
 from csi_host_rbd.migration import is_migrated, parse_migrated
 from csi_host_rbd.parameters import VolumeParameters
+from csi_host_rbd.reservations import GROUPS, SNAPSHOTS, VOLUMES, Kind, Reservation
 from csi_host_rbd.shared_locks import SharedLocks
 from csi_host_rbd.volume_id import UUID_LENGTH, VERSION, InvalidVolumeId, VolumeId
 

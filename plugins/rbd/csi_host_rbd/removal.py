@@ -10,8 +10,8 @@ from csi_host_rbd.ceph.failures import ImageInGroup, ImageNotFound
 from csi_host_rbd.ceph.image import Image, Watcher, open_image
 from csi_host_rbd.ceph.tasks import remove_trashed
 from csi_host_rbd.image_naming import TEMPORARY_SUFFIX
-from csi_host_rbd.journal import Reservation
 from csi_host_rbd.places import Place
+from csi_host_rbd.reservations import Reservation
 
 _PASSING_SECONDS = 3.0
 _PASSING_PAUSE_SECONDS = 0.2

@@ -34,9 +34,9 @@ from csi_host_rbd.errors import (
 from csi_host_rbd.features import Feature
 from csi_host_rbd.image_metadata import NamesOnImages
 from csi_host_rbd.image_naming import uuid_in
-from csi_host_rbd.journal import SNAPSHOTS, Reservation
 from csi_host_rbd.places import Place, Places, lock_key
 from csi_host_rbd.removal import Removal, lasting_watchers
+from csi_host_rbd.reservations import SNAPSHOTS, Reservation
 from csi_host_rbd.snapshot import Snapshot
 from csi_host_rbd.snapshot_parameters import SnapshotParameters
 from csi_host_rbd.taking_back import take_back_after

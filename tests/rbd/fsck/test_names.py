@@ -8,7 +8,7 @@ from csi_host_rbd.fsck.names import (
     uuid_at_end,
     volume_of_temporary,
 )
-from csi_host_rbd.journal import GROUPS, SNAPSHOTS, VOLUMES
+from csi_host_rbd.reservations import GROUPS, SNAPSHOTS, VOLUMES
 
 UUID = "2a7c9c3e-0d5f-4c0e-9a52-6f0b7a1d9e11"
 

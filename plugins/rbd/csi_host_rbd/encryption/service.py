@@ -9,7 +9,7 @@ from csi_host.kms import KmsRequest, KmsTypes
 from csi_host_rbd.encryption.keys import Keys, KeySource
 from csi_host_rbd.encryption.parameters import BLOCK, DEFAULT_KMS_ID, EncryptionParameters
 from csi_host_rbd.encryption.sections import KmsNotConfigured, KmsSections
-from csi_host_rbd.journal import Reservation
+from csi_host_rbd.reservations import Reservation
 
 log = logging.getLogger(__name__)
 

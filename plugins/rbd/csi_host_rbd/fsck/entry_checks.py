@@ -13,7 +13,7 @@ from csi_host_rbd.fsck.group_checks import group_of_entry
 from csi_host_rbd.fsck.look import Look
 from csi_host_rbd.fsck.names import split_value
 from csi_host_rbd.fsck.records import Entry, ImageState
-from csi_host_rbd.journal import GROUPS, SNAPSHOTS, Kind
+from csi_host_rbd.reservations import GROUPS, SNAPSHOTS, Kind
 
 
 def examine_entry(look: Look, kind: Kind, uuid: str) -> list[Finding]:

@@ -13,7 +13,7 @@ from csi_host_rbd.fsck.findings import Finding, Step
 from csi_host_rbd.fsck.look import Look
 from csi_host_rbd.fsck.names import uuid_at_end
 from csi_host_rbd.fsck.records import Entry
-from csi_host_rbd.journal import GROUPS, SNAPSHOTS
+from csi_host_rbd.reservations import GROUPS, SNAPSHOTS
 from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
 
 

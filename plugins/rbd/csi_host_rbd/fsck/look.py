@@ -11,7 +11,7 @@ from csi_host_rbd.ceph.headers import Header
 from csi_host_rbd.ceph.image_names import read_image_id
 from csi_host_rbd.fsck.findings import LockKeys
 from csi_host_rbd.fsck.records import Entry, Hints, ImageState, Task, TaskList, noun_of
-from csi_host_rbd.journal import SNAPSHOTS, VOLUMES, Kind
+from csi_host_rbd.reservations import SNAPSHOTS, VOLUMES, Kind
 from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
 
 ID_OBJECT_PREFIX = "rbd_id."

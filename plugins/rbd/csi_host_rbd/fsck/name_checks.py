@@ -12,7 +12,7 @@ from csi_host_rbd.fsck.findings import Finding, LockKeys, Step
 from csi_host_rbd.fsck.look import Look
 from csi_host_rbd.fsck.names import split_value
 from csi_host_rbd.fsck.records import Entry, ImageState, noun_of
-from csi_host_rbd.journal import GROUPS, SNAPSHOTS, Kind
+from csi_host_rbd.reservations import GROUPS, SNAPSHOTS, Kind
 from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
 
 _ENCRYPTION = ("rbd.csi.ceph.com/encrypted", ".rbd.csi.ceph.com/encrypted")

@@ -2,7 +2,7 @@
 
 import re
 
-from csi_host_rbd.journal import GROUPS, SNAPSHOTS, VOLUMES, Kind
+from csi_host_rbd.reservations import GROUPS, SNAPSHOTS, VOLUMES, Kind
 
 KINDS = (VOLUMES, SNAPSHOTS, GROUPS)
 TEMPORARY_SUFFIX = "-temp"

@@ -11,7 +11,7 @@ from csi_host_rbd.fsck.look import ID_OBJECT_PREFIX, Look
 from csi_host_rbd.fsck.names import LOCK_PREFIX, entry_of_object, kind_of_directory
 from csi_host_rbd.fsck.object_checks import OBJECT_MAP_PREFIX, image_of_object_map
 from csi_host_rbd.fsck.progress import Progress
-from csi_host_rbd.journal import Kind
+from csi_host_rbd.reservations import Kind
 
 
 class ObjectScan:

@@ -10,7 +10,7 @@ from csi_host.locks import SnapshotLocks, VolumeLocks
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.headers import Header
 from csi_host_rbd.fsck.names import KINDS
-from csi_host_rbd.journal import SNAPSHOTS, Kind
+from csi_host_rbd.reservations import SNAPSHOTS, Kind
 
 
 def noun_of(kind: Kind) -> str:

@@ -33,7 +33,7 @@ from csi_host_rbd.fsck.object_scan import ObjectScan
 from csi_host_rbd.fsck.progress import Progress
 from csi_host_rbd.fsck.records import Entry
 from csi_host_rbd.fsck.suspicions import Suspicion
-from csi_host_rbd.journal import GROUPS, SNAPSHOTS, VOLUMES, Kind
+from csi_host_rbd.reservations import GROUPS, SNAPSHOTS, VOLUMES, Kind
 
 T = TypeVar("T")
 R = TypeVar("R")

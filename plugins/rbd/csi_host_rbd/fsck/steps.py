@@ -17,7 +17,7 @@ from csi_host_rbd.ceph.registries import DIRECTORY
 from csi_host_rbd.fsck.findings import Step
 from csi_host_rbd.fsck.look import ID_OBJECT_PREFIX, Look
 from csi_host_rbd.fsck.records import Entry, ImageState
-from csi_host_rbd.journal import Kind
+from csi_host_rbd.reservations import Kind
 
 ORPHAN_PREFIX = "csi-host-orphan-"
 _LEASE_SECONDS = 30.0
