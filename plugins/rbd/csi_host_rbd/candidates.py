@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from csi_host.errors import InvalidArgument
-from csi_host_rbd.contents import SnapshotSource, Source, VolumeSource
-from csi_host_rbd.making import Volume, WantedVolume
+from csi_host_rbd.content_source import SnapshotSource, Source, VolumeSource
 from csi_host_rbd.topology import TopologyRequirement, choices
+from csi_host_rbd.volume import Volume, WantedVolume
 from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
 
 

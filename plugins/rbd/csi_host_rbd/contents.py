@@ -11,7 +11,6 @@ that is not attached to its parent is never taken for whole (ceph/parents.py).
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from csi_host_rbd.ceph.create import ImageOptions, SnapshotSpec, clone_image, cr
 from csi_host_rbd.ceph.failures import ImageNotFound
 from csi_host_rbd.ceph.image import Image, open_image
 from csi_host_rbd.chains import Chains
+from csi_host_rbd.content_source import SnapshotSource, Source, VolumeSource
 from csi_host_rbd.encryption.keys import KeySource
 from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.errors import SnapshotNotFound, SourceUnfit, VolumeNotFound
@@ -30,23 +30,6 @@ from csi_host_rbd.places import Place, Places, lock_key
 from csi_host_rbd.reservations import Reservation
 
 _SNAPSHOT_FIELD = "volume_content_source.snapshot.snapshot_id"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SnapshotSource:
-    """A volume is to be made from the snapshot of this handle."""
-
-    snapshot_id: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class VolumeSource:
-    """A volume is to be made from the volume of this handle."""
-
-    volume_id: str
-
-
-Source = SnapshotSource | VolumeSource | None
 
 
 class Content(Protocol):

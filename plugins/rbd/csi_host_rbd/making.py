@@ -7,69 +7,30 @@ without is taken over; one that is made from a source only when it is attached t
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
-from csi_host.capacity import CapacityRange
 from csi_host.errors import Aborted, CsiError, OutOfRange
 from csi_host_rbd.ceph import image_names, parents
 from csi_host_rbd.ceph.create import ImageOptions
 from csi_host_rbd.ceph.failures import ImageExists, ImageNotFound
 from csi_host_rbd.ceph.image import Image, look_at_image, open_image
-from csi_host_rbd.contents import Blank, Content, Contents, Source, VolumeSource, drop_source_snapshot
-from csi_host_rbd.encryption.keys import Keys
+from csi_host_rbd.content_source import VolumeSource
+from csi_host_rbd.contents import Blank, Content, Contents, drop_source_snapshot
 from csi_host_rbd.encryption.service import check_source, differs, forget
 from csi_host_rbd.encryption.state import read_state
 from csi_host_rbd.errors import VolumeDiffers
 from csi_host_rbd.image_metadata import NamesOnImages
 from csi_host_rbd.image_naming import TEMPORARY_SUFFIX
-from csi_host_rbd.modification import Modification
 from csi_host_rbd.parameters import VolumeParameters
 from csi_host_rbd.places import Place
 from csi_host_rbd.removal import Removal
 from csi_host_rbd.reservations import Reservation
 from csi_host_rbd.taking_back import take_back_after
-from csi_host_rbd.topology import TopologyRequirement
-from csi_host_rbd.volume_id import VolumeId
+from csi_host_rbd.volume import Volume, WantedVolume
 
 _TAKE_OVER_ATTEMPTS = 5
 _TAKE_OVER_PAUSE_SECONDS = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class WantedVolume:
-    """What CreateVolume asks for: ``size_bytes`` is already rounded, ``capacity`` what the caller accepts.
-
-    A volume that is made from a source has at least the source's size. ``keys`` is None for one without encryption.
-    """
-
-    name: str
-    size_bytes: int
-    capacity: CapacityRange
-    parameters: VolumeParameters
-    source: Source = None
-    keys: Keys | None = None
-    modification: Modification = field(default_factory=Modification)
-    requirement: TopologyRequirement | None = None
-
-    @property
-    def is_constrained(self) -> bool:
-        """Whether the pool is chosen by topology."""
-        return bool(self.parameters.topology_pools) and self.requirement is not None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Volume:
-    """A volume that exists; ``size_bytes`` is the image's, ``topology`` the segments that it is accessible from."""
-
-    volume_id: VolumeId
-    size_bytes: int
-    pool: str
-    journal_pool: str
-    namespace: str
-    image_name: str
-    data_pool: str = ""
-    topology: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +83,7 @@ class VolumeMaker:
         """Take over what an earlier call of this name left: a whole volume, or the beginning of one."""
         _check_encryption(wanted, found)
         try:
-            return self._accept(wanted, place, found)
-        except PassphraseInDoubt:
-            with self._contents.opened(wanted.source, place, secrets) as content:
-                return self._accept(wanted, place, found, content)
+            return self._accept_with_passphrase(wanted, place, found, secrets)
         except HalfMade:
             self._removal.remove_image(place, found.pool, found.image_name)
         except ImageNotFound:
@@ -139,6 +97,15 @@ class VolumeMaker:
         # One that was half made, or undone, may have got into the trash and no further.
         self._removal.finish_trashed(place, found.pool, found.image_name)
         return self._make_again(wanted, place, found, secrets)
+
+    def _accept_with_passphrase(
+        self, wanted: WantedVolume, place: Place, found: Reservation, secrets: Mapping[str, str]
+    ) -> Volume:
+        try:
+            return self._accept(wanted, place, found)
+        except PassphraseInDoubt:
+            with self._contents.opened(wanted.source, place, secrets) as content:
+                return self._accept(wanted, place, found, content)
 
     def _make_again(self, wanted: WantedVolume, place: Place, found: Reservation, secrets: Mapping[str, str]) -> Volume:
         """Make the image of a reservation; the uuid is kept: an image whose creation timed out may still appear.

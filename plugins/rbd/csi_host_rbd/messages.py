@@ -8,8 +8,8 @@ from csi_host.proto import csi_pb2
 from csi_host_rbd.conditions import Condition
 from csi_host_rbd.group_snapshots import GroupSnapshot
 from csi_host_rbd.listed_volumes import SeenVolume
-from csi_host_rbd.making import Volume
 from csi_host_rbd.snapshot import Snapshot
+from csi_host_rbd.volume import Volume
 
 
 def volume_message(volume: SeenVolume) -> csi_pb2.Volume:

@@ -26,12 +26,13 @@ from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.errors import VolumeHasSnapshots, VolumeInUse, VolumeIsSecondary, VolumeNotFound
 from csi_host_rbd.image_naming import uuid_in
-from csi_host_rbd.making import Volume, VolumeMaker, WantedVolume, volume_of
+from csi_host_rbd.making import VolumeMaker, volume_of
 from csi_host_rbd.places import Place, Places, lock_key
 from csi_host_rbd.removal import Removal, lasting_watchers
 from csi_host_rbd.reservations import VOLUMES, Reservation
 from csi_host_rbd.sizes import image_size
 from csi_host_rbd.topology import TopologyUnserved
+from csi_host_rbd.volume import Volume, WantedVolume
 
 log = logging.getLogger(__name__)
 

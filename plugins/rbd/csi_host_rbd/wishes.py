@@ -7,8 +7,7 @@ from csi_host.capacity import CapacityRange
 from csi_host.errors import InvalidArgument
 from csi_host.proto import csi_pb2
 from csi_host.services.messages import access_of, capacity_range_of
-from csi_host_rbd.contents import SnapshotSource, Source, VolumeSource
-from csi_host_rbd.making import WantedVolume
+from csi_host_rbd.content_source import SnapshotSource, Source, VolumeSource
 from csi_host_rbd.modification import parse_modification
 from csi_host_rbd.parameters import parse_parameters
 from csi_host_rbd.sizes import image_size
@@ -16,6 +15,7 @@ from csi_host_rbd.snapshot_parameters import parse_snapshot_parameters
 from csi_host_rbd.snapshots import WantedSnapshot
 from csi_host_rbd.topology import TopologyRequirement
 from csi_host_rbd.uses import check_use
+from csi_host_rbd.volume import WantedVolume
 
 
 def wanted_volume(request: csi_pb2.CreateVolumeRequest, *, default_mounter: str) -> WantedVolume:
