@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from csi_host_rbd.devcluster import DEFAULT_DIRECTORY, DevCluster, DevClusterError
+from csi_host.errors import CsiError
+from csi_host_rbd.devcluster import DEFAULT_DIRECTORY, DevCluster
 
 # The exit code of fsck for "could not look".
 _NOT_LOOKED = 2
@@ -74,7 +75,7 @@ def up(directory: Path, persist: Path | None) -> None:
     cluster = DevCluster(persist or directory, persist=persist is not None)
     try:
         cluster.up(lambda step: click.echo(f"  {step}", err=True))
-    except DevClusterError as error:
+    except CsiError as error:
         raise click.ClickException(str(error)) from error
     _describe(cluster)
 
@@ -98,7 +99,7 @@ def down(directory: Path, *, purge: bool) -> None:
     """Stop the cluster and remove what it kept; fine when nothing is there, also after a crash."""
     try:
         DevCluster(directory).down(purge=purge)
-    except DevClusterError as error:
+    except CsiError as error:
         raise click.ClickException(str(error)) from error
 
 

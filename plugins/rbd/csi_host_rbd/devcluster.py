@@ -7,19 +7,18 @@ command lines, so it also clears up after a crash of ``up`` or of a daemon, and 
 import json
 import os
 import shutil
-import signal
 import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from csi_host.errors import FailedPrecondition, Unavailable
 from csi_host.process import ProcessError, Runner, run
 from csi_host_common_node.programs import require
 from csi_host_rbd import devmanager
+from csi_host_rbd.devdaemons import DAEMONS, Daemon, Daemons
 
 DEFAULT_DIRECTORY = Path("/run/csi-host/dev-cluster")
 CLUSTER_ID = "dev"
@@ -28,17 +27,12 @@ POOL = "rbd"
 
 _MARKER = ".csi-host-dev-cluster"
 _PROGRAMS = ("ceph", "ceph-authtool", "ceph-mgr", "ceph-mon", "ceph-osd", "monmaptool", "rbd")
-_DAEMONS = ("ceph-mgr", "ceph-osd", "ceph-mon")
 _COMMAND_SECONDS = 60.0
 _READY_SECONDS = 90.0
-_STOP_SECONDS = 5.0
 _MAX_DIRECTORY_LENGTH = 70
-_COMMANDS = frozenset({"ceph", "rbd", "rados"})
 # An OSD that was suspended for longer than 0.8 of this has lost its read lease, and alone it never gets it back: its
 # placement groups stay laggy and every operation on them hangs.
 _GRACE_SECONDS = 3600
-_STOP_SECONDS = 5.0
-_STOP_PAUSE_SECONDS = 0.01
 _MEMSTORE_BYTES = 4 * 1024**3
 _BLUESTORE_BYTES = 20 * 1024**3
 
@@ -94,14 +88,6 @@ class DevClusterError(FailedPrecondition):
     """The cluster cannot be started or stopped; the message says why and where its logs are."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Daemon:
-    """A running daemon of the cluster."""
-
-    program: str
-    pid: int
-
-
 class DevCluster:
     """The cluster in ``directory``; with ``persist`` its data is kept on disk (bluestore) and survives ``down``."""
 
@@ -115,6 +101,7 @@ class DevCluster:
         self.directory = directory.absolute()
         self.persist = persist
         self._run = run_program
+        self._daemons = Daemons(self.ceph_conf)
 
     @property
     def ceph_conf(self) -> Path:
@@ -163,11 +150,11 @@ class DevCluster:
 
     def is_up(self) -> bool:
         """Whether all three daemons run and the driver's files are written."""
-        return self.secret_file.is_file() and {daemon.program for daemon in self.daemons()} == set(_DAEMONS)
+        return self.secret_file.is_file() and {daemon.program for daemon in self.daemons()} == set(DAEMONS)
 
     def down(self, *, purge: bool = False) -> None:
         """Stop the daemons and remove the directory; the data of a persistent cluster only with ``purge``."""
-        self._stop_daemons()
+        self._daemons.stop()
         marker = self.directory / _MARKER
         if not marker.is_file():
             return
@@ -176,23 +163,23 @@ class DevCluster:
 
     def daemons(self) -> list[Daemon]:
         """Return the daemons that run with this cluster's configuration file, found in /proc."""
-        return [daemon for pid in _pids() if (daemon := self._daemon(pid)) is not None]
+        return self._daemons.running()
 
     def stop_osd(self) -> None:
         """Suspend the OSD (SIGSTOP): the cluster hangs, as it does when the network or the disks do."""
-        self._signal("ceph-osd", signal.SIGSTOP)
+        self._daemons.suspend("ceph-osd")
 
     def resume_osd(self) -> None:
         """Let the OSD go on (SIGCONT)."""
-        self._signal("ceph-osd", signal.SIGCONT)
+        self._daemons.resume("ceph-osd")
 
     def stop_manager(self) -> None:
         """Suspend the manager (SIGSTOP)."""
-        self._signal("ceph-mgr", signal.SIGSTOP)
+        self._daemons.suspend("ceph-mgr")
 
     def resume_manager(self) -> None:
         """Let the manager go on (SIGCONT)."""
-        self._signal("ceph-mgr", signal.SIGCONT)
+        self._daemons.resume("ceph-mgr")
 
     def create_pool(self, name: str) -> None:
         """Make a pool for images."""
@@ -223,7 +210,7 @@ class DevCluster:
         marker = self.directory / _MARKER
         if self.directory.exists() and not marker.is_file() and any(self.directory.iterdir()):
             raise DevClusterError(f"{self.directory} is not empty and not a dev cluster's: choose another directory")
-        self._stop_daemons()
+        self._daemons.stop()
         if marker.is_file() and not self.persist:
             shutil.rmtree(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -330,56 +317,6 @@ class DevCluster:
                 raise Unavailable(f"waited {_READY_SECONDS:g} s in vain until {what}")
             time.sleep(0.2)
 
-    def _daemon(self, pid: int) -> Daemon | None:
-        argv = _command_line(pid)
-        program = Path(argv[0]).name
-        return Daemon(program=program, pid=pid) if program in _DAEMONS and str(self.ceph_conf) in argv else None
-
-    def _commands(self) -> list[int]:
-        """Return the commands that still wait for this cluster: what a killed ``up`` began goes on without it."""
-        return [pid for pid in _pids() if self._is_command(_command_line(pid))]
-
-    def _is_command(self, argv: list[str]) -> bool:
-        # `ceph` is a script: its name is the interpreter's first argument.
-        return str(self.ceph_conf) in argv and any(Path(word).name in _COMMANDS for word in argv[:2])
-
-    def _signal(self, program: str, number: signal.Signals) -> None:
-        for daemon in self.daemons():
-            if daemon.program == program:
-                os.kill(daemon.pid, number)
-                if number is signal.SIGSTOP:
-                    _wait_until_stopped(daemon.pid)
-
-    def _stop_daemons(self) -> None:
-        for pid in self._commands():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for daemon in self.daemons():
-                with suppress(ProcessLookupError):
-                    os.kill(daemon.pid, number)
-                    # One that was suspended would not hear the first signal.
-                    os.kill(daemon.pid, signal.SIGCONT)
-            deadline = time.monotonic() + _STOP_SECONDS
-            while self.daemons() and time.monotonic() < deadline:
-                time.sleep(0.05)
-        left = self.daemons()
-        if left:
-            raise DevClusterError(
-                f"these daemons do not end: {', '.join(f'{one.program} ({one.pid})' for one in left)}"
-            )
-
-
-def _pids() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def _command_line(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return [""]
-
 
 def _free_ports(count: int) -> list[int]:
     """Return ports of 127.0.0.1 that nobody listens on, different from each other."""
@@ -399,17 +336,3 @@ def running(directory: Path) -> Iterator[DevCluster]:
         yield cluster
     finally:
         cluster.down()
-
-
-def _wait_until_stopped(pid: int) -> None:
-    """Wait until every thread of a process is: a signal is sent at once, and a thread at work may still answer."""
-    deadline = time.monotonic() + _STOP_SECONDS
-    while time.monotonic() < deadline:
-        # What follows the program's name, which may hold anything, begins with the state.
-        states = [
-            stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
-            for stat in Path(f"/proc/{pid}/task").glob("*/stat")
-        ]
-        if all(state in "tT" for state in states):
-            return
-        time.sleep(_STOP_PAUSE_SECONDS)
