@@ -21,7 +21,7 @@ from csi_host_rbd.testing import victims
 from csi_host_rbd.testing.calls import ASK_AGAIN, IN_USE, Call, Calls
 from csi_host_rbd.testing.patterns import Patterns
 from csi_host_rbd.testing.pools import PoolView
-from csi_host_rbd.testing.remains import connected, remains_of, wait_until_clean
+from csi_host_rbd.testing.remains import remains_of, wait_until_clean
 from csi_host_rbd.testing.rig import GIB, write_clusters_file
 from csi_host_rbd.testing.victims import Kill, Moment, Orders, Victim
 
@@ -234,7 +234,7 @@ SCENARIOS = [
 @pytest.fixture
 def ground(pool: PoolView) -> Iterator[Ground]:
     # Not pytest's own directory: its paths are longer than a socket's may be.
-    with tempfile.TemporaryDirectory(prefix="crash-") as directory, connected(pool) as (connection_pool, _):
+    with tempfile.TemporaryDirectory(prefix="crash-") as directory, pool.connected() as connection_pool:
         yield Ground(pool, Path(directory), Patterns(ioctx=connection_pool.ioctx))
 
 

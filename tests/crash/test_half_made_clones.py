@@ -22,7 +22,7 @@ from csi_host_rbd.testing import victims
 from csi_host_rbd.testing.calls import ASK_AGAIN, IN_USE, Call, Calls
 from csi_host_rbd.testing.patterns import Patterns
 from csi_host_rbd.testing.pools import PoolView
-from csi_host_rbd.testing.remains import Remains, connected, remains_of, wait_until_clean
+from csi_host_rbd.testing.remains import Remains, remains_of, wait_until_clean
 from csi_host_rbd.testing.rig import write_clusters_file
 from csi_host_rbd.testing.victims import Kill, Moment, Orders
 
@@ -80,7 +80,7 @@ class Bench:
 
 @pytest.fixture
 def bench(pool: PoolView) -> Iterator[Bench]:
-    with tempfile.TemporaryDirectory(prefix="crash-") as sockets, connected(pool) as (store, _):
+    with tempfile.TemporaryDirectory(prefix="crash-") as sockets, pool.connected() as store:
         orders = Orders(socket=Path(sockets) / "csi.sock", clusters_file=write_clusters_file(pool, Path(sockets)))
         calls, patterns = Calls(pool=pool), Patterns(ioctx=store.ioctx)
         with victims.victim(orders) as process, process.controller() as controller:

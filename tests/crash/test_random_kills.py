@@ -26,7 +26,7 @@ from csi_host_rbd.testing import victims
 from csi_host_rbd.testing.calls import ASK_AGAIN, IN_USE, Call, Calls
 from csi_host_rbd.testing.patterns import Patterns
 from csi_host_rbd.testing.pools import PoolView
-from csi_host_rbd.testing.remains import connected, remains_of, wait_until_clean
+from csi_host_rbd.testing.remains import remains_of, wait_until_clean
 from csi_host_rbd.testing.rig import GIB, write_clusters_file
 from csi_host_rbd.testing.victims import Orders
 
@@ -172,7 +172,7 @@ def test_killed_at_random_moments_with_16_callers_nothing_is_lost_and_nothing_is
 ) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="crash-") as directory,
-        connected(pool) as (connection_pool, _),
+        pool.connected() as connection_pool,
     ):
         _run(pool, Path(directory), Patterns(ioctx=connection_pool.ioctx), report)
 

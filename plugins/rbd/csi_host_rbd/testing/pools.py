@@ -58,7 +58,7 @@ class PoolView:
 
     def set_keys(self, name: str, values: Mapping[str, str]) -> None:
         """Write many keys, through a connection of its own: the tool takes one at a time."""
-        with self._connected() as pool:
+        with self.connected() as pool:
             omap.set_keys(pool, name, values)
 
     def remove_keys(self, name: str) -> None:
@@ -133,7 +133,7 @@ class PoolView:
     @contextmanager
     def watched_in_trash(self, image_id: str) -> Iterator[None]:
         """Have an image in the trash open, by its id, for the length of the ``with``; the tool opens by name only."""
-        with self._connected() as pool, open_image(pool, image_id=image_id):
+        with self.connected() as pool, open_image(pool, image_id=image_id):
             yield
 
     def wait_until_trash_is_empty(self) -> None:
@@ -159,11 +159,12 @@ class PoolView:
     @contextmanager
     def opened(self, image: str) -> Iterator[Any]:
         """Have an image open for writing, as a node has it, for the length of the ``with``."""
-        with self._connected() as pool, bindings.rbd.Image(pool.ioctx, image) as handle:
+        with self.connected() as pool, bindings.rbd.Image(pool.ioctx, image) as handle:
             yield handle
 
     @contextmanager
-    def _connected(self) -> Iterator[Pool]:
+    def connected(self) -> Iterator[Pool]:
+        """Yield the pool by a connection of the test's own."""
         connections = Connections(timeouts=Timeouts())
         credentials = Credentials.from_secrets(self.cluster.secrets())
         with closing(connections), connections.use(",".join(self.cluster.monitors), credentials) as connection:

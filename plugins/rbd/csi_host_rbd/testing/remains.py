@@ -3,15 +3,13 @@
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 from csi_host.process import ProcessError
 from csi_host_rbd.ceph import omap
 from csi_host_rbd.ceph.cluster import Pool
-from csi_host_rbd.ceph.connections import Connections, Timeouts
 from csi_host_rbd.ceph.failures import ObjectNotFound
-from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.testing.pools import PoolView
 
 _PAGE_ENTRIES = 1000
@@ -39,19 +37,10 @@ class Remains:
 
 def remains_of(pool: PoolView) -> Remains:
     """Return what there is now."""
-    with connected(pool) as (connection_pool, _):
+    with pool.connected() as connection_pool:
         keys = {name: _keys(connection_pool, name) for name in pool.objects()}
     objects = {name: found for name, found in keys.items() if found or (found is not None and not _is_registry(name))}
     return Remains(objects=objects, tasks=_tasks(pool))
-
-
-@contextmanager
-def connected(pool: PoolView) -> Iterator[tuple[Pool, Connections]]:
-    """Yield the pool by a connection of the test's own."""
-    connections = Connections(timeouts=Timeouts())
-    credentials = Credentials.from_secrets(pool.cluster.secrets())
-    with closing(connections), connections.use(",".join(pool.cluster.monitors), credentials) as connection:
-        yield connection.pool(pool.name, pool.namespace), connections
 
 
 def wait_until_clean(pool: PoolView, before: Remains, *, seconds: float = 45.0) -> list[str]:
