@@ -20,7 +20,8 @@ from csi_host_rbd.ceph.writes import Writes
 from csi_host_rbd.credentials import Credentials
 
 _IDLE_SECONDS = 600.0
-_SWEEP_SECONDS = 15.0
+# Also how soon after a burst of calls what they used is given back to the system.
+_SWEEP_SECONDS = 5.0
 # With nowhere to write a log to, librados still collects the messages of levels up to 5, in memory and through a thread
 # that is woken for each.
 _SILENT_SUBSYSTEMS = (
