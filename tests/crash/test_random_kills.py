@@ -242,7 +242,8 @@ def _at_work(callers: Sequence[_Caller]) -> Iterator[None]:
         for thread in threads:
             thread.join()
     failures = [caller.failure for caller in callers if caller.failure is not None]
-    assert not failures, failures
+    # pytest shortens what it shows of a list: each is told in full.
+    assert not failures, "\n".join(map(str, failures))
 
 
 def _in_parallel(functions: Sequence[Callable[[], None]]) -> None:

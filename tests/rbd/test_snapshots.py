@@ -225,3 +225,19 @@ def test_what_is_made_holds_what_the_source_held_at_that_moment(rig: RbdRig, pre
     assert rig.pool.read(image, 6000) == b"after!" * 1000
     rig.delete(volume.volume_id)
     assert rig.pool.read(_image(made.volume_id), 6000) == b"before" * 1000
+
+
+def test_a_volume_that_cannot_be_opened_for_its_parent_is_not_said_to_be_gone(rig: RbdRig) -> None:
+    """So it is for a moment while what a clone hangs on is flattened and removed; NOT_FOUND is believed for good."""
+    volume = rig.create("pvc-1")
+    clone = rig.clone(volume.volume_id, "pvc-2")
+    snapshot = rig.snapshot(clone.volume_id, "snap-1")
+    rig.pool.remove_object(f"rbd_header.{rig.pool.image(_image(volume.volume_id))['id']}")
+    for call in (
+        lambda: rig.snapshot(clone.volume_id, "snap-2"),
+        lambda: rig.clone(clone.volume_id, "pvc-3"),
+        lambda: rig.restore(snapshot.snapshot_id, "pvc-4"),
+    ):
+        with pytest.raises(grpc.RpcError, match="it is there, but not all that it hangs on") as refused:
+            call()
+        assert refused.value.code() is grpc.StatusCode.ABORTED

@@ -67,7 +67,7 @@ class Chains:
             return None
         parent_pool = place.cluster.pool_at(parent.pool_id, parent.namespace)
         name = image_names.name_of(parent_pool, parent.image_id)
-        if not name or not self._is_hidden(place, name) or parents.parent_of(parent_pool, parent.image_id) is None:
+        if not name or not self._is_hidden(place, name) or not parents.has_parent(parent_pool, parent.image_id):
             return None
         return parent_pool, name
 

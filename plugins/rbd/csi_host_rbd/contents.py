@@ -18,7 +18,6 @@ from csi_host.locks import Operation, OperationLocks
 from csi_host_rbd.ceph import parents
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.create import ImageOptions, SnapshotSpec, clone_image, create_image
-from csi_host_rbd.ceph.failures import ImageNotFound
 from csi_host_rbd.ceph.image import Image, open_image
 from csi_host_rbd.chains import Chains
 from csi_host_rbd.content_source import SnapshotSource, Source, VolumeSource
@@ -26,6 +25,7 @@ from csi_host_rbd.encryption.keys import KeySource
 from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.errors import SnapshotNotFound, SourceUnfit, VolumeNotFound
 from csi_host_rbd.features import Feature
+from csi_host_rbd.opening import opened
 from csi_host_rbd.places import Place, Places, lock_key
 from csi_host_rbd.reservations import Reservation
 
@@ -230,11 +230,8 @@ class Contents:
             ),
         ):
             _check_cluster(place, target, f"snapshot {handle}")
-            try:
-                with open_image(source.pool, name=source.image_name, read_only=True) as image:
-                    content = OfSnapshot(place, source, image, self._chains)
-            except ImageNotFound as reason:
-                raise SnapshotNotFound(f"{_SNAPSHOT_FIELD}: {handle}: {reason}") from reason
+            with opened(source, f"{_SNAPSHOT_FIELD}: {handle}", SnapshotNotFound, read_only=True) as image:
+                content = OfSnapshot(place, source, image, self._chains)
             content.key_source = self._encryption.source_of(source, content.metadata, handle, secrets)
             yield content
 
@@ -261,7 +258,7 @@ class Contents:
 
         Raises VolumeNotFound, SourceUnfit.
         """
-        with _opened(source, f"{field}: {handle}") as image:
+        with opened(source, f"{field}: {handle}", VolumeNotFound, read_only=False) as image:
             if not image.features & Feature.LAYERING:
                 raise SourceUnfit(
                     f"image {image.spec} lacks the feature layering, without which no snapshot can be cloned"
@@ -282,15 +279,6 @@ def drop_source_snapshot(place: Place, pool: Pool, image_id: str, name: str) -> 
     if is_there:
         with open_image(parent_pool, image_id=parent.image_id) as source:
             source.remove_snapshot(name)
-
-
-@contextmanager
-def _opened(source: Reservation, what: str) -> Iterator[Image]:
-    try:
-        with open_image(source.pool, name=source.image_name) as image:
-            yield image
-    except ImageNotFound as reason:
-        raise VolumeNotFound(f"{what}: {reason}") from reason
 
 
 def _check_cluster(source: Place, target: Place, what: str) -> None:

@@ -28,6 +28,7 @@ from csi_host_rbd.group_locks import GroupLocks
 from csi_host_rbd.group_making import GroupMaker, Making, WantedGroupSnapshot
 from csi_host_rbd.group_members import Members
 from csi_host_rbd.listed_snapshots import SeenSnapshots
+from csi_host_rbd.opening import images_may_go
 from csi_host_rbd.places import Place, Places, lock_key
 from csi_host_rbd.reservations import GROUPS, Reservation
 from csi_host_rbd.snapshot import Snapshot
@@ -68,7 +69,11 @@ class GroupSnapshots:
 
         Raises VolumeNotFound, VolumesApart, ImageInGroup, TooManySnapshots, GroupSnapshotDiffers.
         """
-        with self._locks.hold(wanted.name), self._members.held(wanted.volume_ids, secrets) as members:
+        with (
+            images_may_go(),
+            self._locks.hold(wanted.name),
+            self._members.held(wanted.volume_ids, secrets) as members,
+        ):
             place = members[0].place
             # Before anything is made: whether a handle can be given.
             cluster_id = self._snapshots.cluster_id(wanted.parameters.of_snapshots, place)

@@ -34,6 +34,7 @@ from csi_host_rbd.errors import (
 from csi_host_rbd.features import Feature
 from csi_host_rbd.image_metadata import NamesOnImages
 from csi_host_rbd.image_naming import uuid_in
+from csi_host_rbd.opening import images_may_go
 from csi_host_rbd.places import Place, Places, lock_key
 from csi_host_rbd.removal import Removal, lasting_watchers
 from csi_host_rbd.reservations import SNAPSHOTS, Reservation
@@ -88,6 +89,7 @@ class Snapshots:
         Raises VolumeNotFound for the source, SnapshotDiffers when the name is another volume's, TooManySnapshots.
         """
         with (
+            images_may_go(),
             self._locks.hold(wanted.name),
             self._contents.of_volume(wanted.volume_id, None, secrets, Operation.CREATE) as source,
         ):

@@ -13,20 +13,21 @@ What each failure leaves behind, and who mends it:
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from csi_host.capacity import CapacityRange
 from csi_host.locks import Operation, OperationLocks, VolumeLocks
 from csi_host_rbd.candidates import Candidate, candidates_of, is_beside_source
 from csi_host_rbd.ceph.failures import ImageNotFound
-from csi_host_rbd.ceph.image import Image, look_at_image, open_image
+from csi_host_rbd.ceph.image import Image, look_at_image
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.errors import VolumeHasSnapshots, VolumeInUse, VolumeIsSecondary, VolumeNotFound
 from csi_host_rbd.image_naming import uuid_in
 from csi_host_rbd.making import VolumeMaker, volume_of
+from csi_host_rbd.opening import images_may_go, opened
 from csi_host_rbd.places import Place, Places, lock_key
 from csi_host_rbd.removal import Removal, lasting_watchers
 from csi_host_rbd.reservations import VOLUMES, Reservation
@@ -69,7 +70,7 @@ class Volumes:
         parameters = wanted.parameters
         keys = self._encryption.keys_of_class(parameters.encryption, secrets, owner=parameters.owner)
         wanted = replace(wanted, keys=keys)
-        with ExitStack() as stack:
+        with images_may_go(), ExitStack() as stack:
             stack.enter_context(self._locks.hold(wanted.name))
             candidates = [
                 (candidate, stack.enter_context(self._places.of_class(candidate.wanted.parameters, credentials)))
@@ -92,7 +93,7 @@ class Volumes:
         """Return the volume of a handle; raises VolumeNotFound."""
         with (
             self._places.volume(handle, secrets) as (place, reservation),
-            _opened(reservation, handle, read_only=True) as image,
+            opened(reservation, f"volume_id: {handle}", VolumeNotFound, read_only=True) as image,
         ):
             return volume_of(place, reservation, image.size_bytes)
 
@@ -103,7 +104,7 @@ class Volumes:
             self._locks.hold(lock_key(handle)),
             self._places.volume(handle, secrets, operation=Operation.EXPAND) as (place, reservation),
             self._operations.hold(Operation.EXPAND, lock_key(handle)),
-            _opened(reservation, handle, read_only=False) as image,
+            opened(reservation, f"volume_id: {handle}", VolumeNotFound, read_only=False) as image,
         ):
             capacity.check_limit(max(image.size_bytes, wanted_bytes))
             if image.size_bytes < wanted_bytes:
@@ -167,15 +168,6 @@ def _check_any(candidates: Sequence[tuple[Candidate, Place]]) -> None:
         raise TopologyUnserved(
             "accessibility_requirements: none of the pools that serve them has the source of volume_content_source"
         )
-
-
-@contextmanager
-def _opened(reservation: Reservation, handle: str, *, read_only: bool) -> Iterator[Image]:
-    try:
-        with open_image(reservation.pool, name=reservation.image_name, read_only=read_only) as image:
-            yield image
-    except ImageNotFound as reason:
-        raise VolumeNotFound(f"volume_id: {handle}: {reason}") from reason
 
 
 def _check_deletable(image: Image, mirror_daemon_count: int) -> bool:

@@ -37,6 +37,14 @@ def image_exists(pool: Pool, name: str) -> bool:
     return _has_object(pool, _ID_OBJECT_PREFIX + name, pool.spec(name))
 
 
+def is_whole(pool: Pool, name: str) -> bool:
+    """Whether a name leads to an image that has a header, whether or not it can be opened. 2 operations."""
+    try:
+        return _has_object(pool, _HEADER_PREFIX + read_image_id(pool, name), pool.spec(name))
+    except ImageNotFound:
+        return False
+
+
 def name_of(pool: Pool, image_id: str) -> str:
     """Return the name of the image with an id, "" when none has it or it is in the trash. 1 operation."""
     return _directory_value(pool, _ID_KEY_PREFIX + image_id)

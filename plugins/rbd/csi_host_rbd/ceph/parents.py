@@ -31,6 +31,14 @@ def parent_of(pool: Pool, image_id: str) -> Parent | None:
     return None if parent.pool_id == _NO_POOL else parent
 
 
+def has_parent(pool: Pool, image_id: str) -> bool:
+    """Whether there is such an image, and it is a clone. 1 operation."""
+    try:
+        return parent_of(pool, image_id) is not None
+    except ImageNotFound:
+        return False
+
+
 def ancestors(pool: Pool, image_id: str, pool_at: PoolAt) -> Iterator[Parent]:
     """Yield the parent, its parent and so on; images in the trash count, as the chain goes through them."""
     parent = parent_of(pool, image_id)

@@ -39,7 +39,7 @@ def flatten(connection: Connection, pool: Pool, name: str, *, timeout: float) ->
     try:
         _add(connection, command, spec, timeout)
     except (ArgumentRefused, PermissionDenied) as reason:
-        if _has_parent(pool, name):
+        if _is_clone(pool, name):
             log.info(f"flattening {spec} without the manager: {reason}")
             with open_image(pool, name=name) as image:
                 image.flatten()
@@ -52,8 +52,8 @@ def _add(connection: Connection, command: dict[str, str], spec: str, timeout: fl
         connection.manager_command(command, timeout=timeout)
 
 
-def _has_parent(pool: Pool, name: str) -> bool:
+def _is_clone(pool: Pool, name: str) -> bool:
     try:
-        return parents.parent_of(pool, image_names.read_image_id(pool, name)) is not None
+        return parents.has_parent(pool, image_names.read_image_id(pool, name))
     except ImageNotFound:
         return False
