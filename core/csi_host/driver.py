@@ -53,6 +53,7 @@ class HostContext:
     run: Runner
     volume_stats: Callable[[Path], VolumeStats]
     kms_types: KmsTypes = field(default_factory=KmsTypes)
+    node_labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

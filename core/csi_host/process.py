@@ -15,6 +15,7 @@ from grpc import StatusCode
 from csi_host.errors import Internal
 
 REDACTED = "***stripped***"
+SECRET_FILE = "{secret-file}"  # noqa: S105 (stands for a path)
 _KILL_GRACE_SECONDS = 5.0
 _CHUNK_BYTES = 1 << 20
 
@@ -67,6 +68,7 @@ class Runner(Protocol):
         stdin: str = "",
         secrets: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        secret_file: str | None = None,
     ) -> ProcessResult:
         """Run ``argv`` to its end; see ``run``."""
         ...
@@ -80,24 +82,34 @@ def run(
     stdin: str = "",
     secrets: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    secret_file: str | None = None,
 ) -> ProcessResult:
     """Run a program to its end, in a session of its own, and return what it printed.
 
     ``timeout`` is in seconds; when it passes the whole process group is killed (killing the leader alone would leave
     grandchildren holding the device). ``stdin`` is empty unless text is given. ``secrets`` are texts that never
-    appear in an error or in the captured output. Raises ProcessError, which is a ProcessTimeout when time was up.
+    appear in an error or in the captured output, nor does ``secret_file``: the text of a file that is in memory only,
+    whose path takes the place of each ``SECRET_FILE`` in ``argv``. Raises ProcessError, which is a ProcessTimeout
+    when time was up.
     """
+    secrets = (*secrets, secret_file or "")
     shown = [redact(word, secrets) for word in argv]
     # Files in memory and not pipes: a daemon that the program leaves behind may hold its standard output for ever,
     # and the end of a pipe, unlike the end of the program, would never come.
-    with _memory_file(stdin) as given, _memory_file() as printed, _memory_file() as complained:
+    with (
+        _memory_file(stdin) as given,
+        _memory_file() as printed,
+        _memory_file() as complained,
+        _memory_file(secret_file or "") as secret,
+    ):
         try:
             process = subprocess.Popen(
-                list(argv),
+                [word.replace(SECRET_FILE, f"/dev/fd/{secret}") for word in argv],
                 stdin=given,
                 stdout=printed,
                 stderr=complained,
                 start_new_session=True,
+                pass_fds=() if secret_file is None else (secret,),
                 env={**os.environ, **(environment or {}), "LC_ALL": "C"},
             )
         except OSError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from grpc import StatusCode
 
-from csi_host.process import ProcessError, ProcessTimeout, run
+from csi_host.process import REDACTED, SECRET_FILE, ProcessError, ProcessTimeout, run
 
 SHELL = "/bin/sh"
 
@@ -112,3 +112,25 @@ def _wait_until_gone(pid: int) -> None:
     while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
         assert time.monotonic() < deadline, f"process {pid} is still there"
         time.sleep(0.01)
+
+
+def test_a_secret_file_is_read_through_its_path_and_is_on_no_command_line() -> None:
+    result = run(
+        ["sh", "-c", 'cat "$1" | tr A-Z a-z; tr "\\0" " " < /proc/$$/cmdline', "sh", SECRET_FILE],
+        timeout=10,
+        secret_file="KEY-1",
+    )
+    assert result.stdout.startswith("key-1sh -c")
+    assert "KEY-1" not in result.stdout
+    assert "/dev/fd/" in result.stdout
+
+
+def test_a_secret_file_shows_neither_in_the_output_nor_in_the_error() -> None:
+    with pytest.raises(ProcessError) as caught:
+        run(["sh", "-c", 'cat "$1" >&2; exit 3', "sh", SECRET_FILE], timeout=10, secret_file="KEY-1")
+    assert "KEY-1" not in f"{caught.value} {caught.value.stderr}"
+    assert REDACTED in caught.value.stderr
+
+
+def test_without_a_secret_file_nothing_is_handed_down() -> None:
+    assert run(["ls", "/proc/self/fd"], timeout=10).stdout.split() == ["0", "1", "2", "3"]

@@ -15,7 +15,7 @@ from csi_host.driver import Driver, DriverType, HostContext
 from csi_host.errors import CsiError
 from csi_host.locks import OperationLocks, SnapshotLocks, VolumeLocks
 from csi_host.node.guard import GuardedStats
-from csi_host.node.topology import segments
+from csi_host.node.topology import parse_labels, segments
 from csi_host.plugins import InstalledDriver, Plugins
 from csi_host.process import run
 from csi_host.server.diagnostics import dump_on_signal
@@ -71,6 +71,7 @@ def _log_start(plugins: Plugins, config: HostConfig) -> None:
 
 
 def _context(plugins: Plugins, config: HostConfig) -> HostContext:
+    labels_text = _labels_text(config)
     return HostContext(
         driver_name=config.driver_name,
         node_id=config.node_id,
@@ -81,7 +82,8 @@ def _context(plugins: Plugins, config: HostConfig) -> HostContext:
         staging_path=config.staging_path,
         serves_controller=config.serves_controller,
         serves_node=config.serves_node,
-        topology=_topology(config),
+        topology=_topology(config, labels_text),
+        node_labels=_node_labels(config, labels_text),
         options=config.options,
         volume_locks=VolumeLocks(),
         snapshot_locks=SnapshotLocks(),
@@ -92,15 +94,28 @@ def _context(plugins: Plugins, config: HostConfig) -> HostContext:
     )
 
 
-def _topology(config: HostConfig) -> Mapping[str, str]:
-    # A controller is on no node that matters: it says that there are topologies, not in which one it is.
-    if not config.serves_node or not config.domain_labels or config.node_labels_file is None:
-        return {}
+def _labels_text(config: HostConfig) -> str:
+    if not config.serves_node or config.node_labels_file is None:
+        return ""
     try:
-        text = config.node_labels_file.read_text(encoding="utf-8")
-        return segments(config.driver_name, config.domain_labels, text)
+        return config.node_labels_file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--nodelabelsfile {config.node_labels_file}: {error.strerror}") from error
+
+
+def _node_labels(config: HostConfig, labels_text: str) -> Mapping[str, str]:
+    try:
+        return parse_labels(labels_text)
+    except ValueError as error:
+        raise ConfigError(f"--nodelabelsfile {config.node_labels_file}: {error}") from error
+
+
+def _topology(config: HostConfig, labels_text: str) -> Mapping[str, str]:
+    # A controller is on no node that matters: it says that there are topologies, not in which one it is.
+    if not config.serves_node:
+        return {}
+    try:
+        return segments(config.driver_name, config.domain_labels, labels_text)
     except ValueError as error:
         raise ConfigError(f"--domainlabels: {error}") from error
 

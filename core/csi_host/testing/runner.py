@@ -13,6 +13,7 @@ class Command:
     timeout: float
     stdin: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    secret_file: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +60,18 @@ class ScriptedRunner:
         stdin: str = "",
         secrets: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        secret_file: str | None = None,
     ) -> ProcessResult:
         """Run a scripted program; raises ProcessError as the real runner does."""
-        command = Command(argv=tuple(argv), timeout=timeout, stdin=stdin, environment=dict(environment or {}))
+        command = Command(
+            argv=tuple(argv),
+            timeout=timeout,
+            stdin=stdin,
+            environment=dict(environment or {}),
+            secret_file=secret_file,
+        )
         self.commands.append(command)
+        secrets = (*secrets, secret_file or "")
         shown = [redact(word, secrets) for word in argv]
         program = self._programs.get(Path(argv[0]).name)
         if program is None:

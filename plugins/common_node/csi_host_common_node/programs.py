@@ -23,6 +23,7 @@ PACKAGES: Final = {
     "mkfs.ext3": "e2fsprogs",
     "mkfs.ext4": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",
+    "modprobe": "kmod",
     "monmaptool": "ceph-common",
     "mount": "mount",
     "nsenter": "util-linux",
@@ -32,6 +33,7 @@ PACKAGES: Final = {
     "rbd-nbd": "rbd-nbd",
     "resize2fs": "e2fsprogs",
     "stat": "coreutils",
+    "tee": "coreutils",
     "umount": "mount",
     "xfs_growfs": "xfsprogs",
 }

@@ -21,7 +21,8 @@ class ClustersFileInvalid(FailedPrecondition):
 class ClusterConfig:
     """One cluster: how to reach it and where in its pools the driver works.
 
-    ``mirror_daemon_count`` is how many rbd-mirror daemons watch a primary image.
+    ``mirror_daemon_count`` is how many rbd-mirror daemons watch a primary image. ``crush_location_labels`` are the
+    node labels for ``read_affinity``, none for those of the driver's settings.
     """
 
     cluster_id: str
@@ -29,6 +30,8 @@ class ClusterConfig:
     rados_namespace: str = ""
     net_namespace_file: str = ""
     mirror_daemon_count: int = 1
+    read_affinity: bool = False
+    crush_location_labels: tuple[str, ...] = ()
 
     @property
     def mon_host(self) -> str:
@@ -95,13 +98,15 @@ class _Element:
     members: Mapping[str, Any]
 
     def config(self) -> ClusterConfig:
-        rbd = self._object(self.members, "rbd")
+        rbd, affinity = self._object(self.members, "rbd"), self._object(self.members, "readAffinity")
         return ClusterConfig(
             cluster_id=self.cluster_id,
             monitors=self._monitors(),
             rados_namespace=self._text(rbd, "radosNamespace"),
             net_namespace_file=self._text(rbd, "netNamespaceFilePath"),
             mirror_daemon_count=self._count(rbd, "mirrorDaemonCount"),
+            read_affinity=self._truth(affinity, "enabled"),
+            crush_location_labels=self._texts(affinity, "crushLocationLabels"),
         )
 
     def _monitors(self) -> tuple[str, ...]:
@@ -129,6 +134,12 @@ class _Element:
         if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
             raise self._wrong(name, "a list of texts")
         return tuple(value)
+
+    def _truth(self, members: Mapping[str, Any], name: str) -> bool:
+        value = members.get(name) or False
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false")
+        return value
 
     def _count(self, members: Mapping[str, Any], name: str) -> int:
         value = members.get(name) or 0

@@ -5,6 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from csi_host.driver import Driver, HostContext
+from csi_host_rbd.attach.client import RbdClient
+from csi_host_rbd.attach.kept_requests import KeptRequests
+from csi_host_rbd.attach.keyring import Keyring
+from csi_host_rbd.attach.krbd import KrbdAttacher
+from csi_host_rbd.attach.nbd import NbdAttacher
 from csi_host_rbd.attach.qemu import QemuAttacher
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.backend import Backend
@@ -32,11 +37,13 @@ from csi_host_rbd.listing import Listing
 from csi_host_rbd.making import VolumeMaker
 from csi_host_rbd.modifying import VolumeModifier
 from csi_host_rbd.node.devices import Devices
+from csi_host_rbd.node.healer import Healer, RbdDriver
 from csi_host_rbd.node.server import RbdNodeServer
 from csi_host_rbd.options import RbdOptions
 from csi_host_rbd.places import Places
 from csi_host_rbd.pool_capacity import Capacities
 from csi_host_rbd.pool_usage import PoolFigures
+from csi_host_rbd.read_affinity import ReadAffinity
 from csi_host_rbd.removal import Removal
 from csi_host_rbd.reservations import SNAPSHOTS, VOLUMES
 from csi_host_rbd.shared_locks import NoSharedLocks, RadosLocks, SharedLocks
@@ -59,32 +66,55 @@ def create_driver(
         settings=ceph_settings,
         writes=Writes(LeaseCheck(), *observers),
     )
+    clusters = Clusters(options.clusters_file)
     shared_locks = _shared_locks(context, options)
     backend = Backend(
-        clusters=Clusters(options.clusters_file),
+        clusters=clusters,
         connections=connections,
         instance_id=context.instance_id,
         controller_secret=ControllerSecret(options.controller_secret),
     )
-    qemu = QemuAttacher(
-        run=context.run,
-        directory=options.qemu_directory,
-        ceph_conf=options.ceph_conf,
-        connect_timeout=options.connect_timeout,
-    )
     places = Places(backend, ClusterMapping(options.mapping_file), shared_locks)
 
+    krbd, nbd, qemu = _attachers(context, options, clusters)
+    attachers = Attachers([krbd, nbd, qemu], default=options.mounter)
+    healer = Healer(nbd, context.volume_locks)
+
     def close() -> None:
+        healer.stop()
         shared_locks.close()
         connections.close()
 
     parts = _parts(context, options, backend, places)
-    return Driver(
+    return RbdDriver(
         controller=_controller(context, options, backend, places, parts),
         group_controller=_group_controller(context, places, parts) if can_clone_group_snapshots() else None,
         snapshot_metadata=RbdSnapshotMetadataServer(context, blocks=ChangedBlocks(places)),
-        node=RbdNodeServer(context, backend=backend, devices=Devices(Attachers([qemu], default=options.mounter))),
+        node=RbdNodeServer(context, backend=backend, devices=Devices(attachers)),
+        healer=healer,
         close=close,
+    )
+
+
+def _attachers(
+    context: HostContext, options: RbdOptions, clusters: Clusters
+) -> tuple[KrbdAttacher, NbdAttacher, QemuAttacher]:
+    client = RbdClient(run=context.run, ceph_conf=options.ceph_conf, connect_timeout=options.connect_timeout)
+    affinity = ReadAffinity(
+        config_of=clusters.find,
+        labels=context.node_labels,
+        is_enabled=options.has_read_affinity,
+        location_labels=options.crush_location_labels,
+    )
+    return (
+        KrbdAttacher(run=context.run, client=client, extra_options=affinity.options),
+        NbdAttacher(run=context.run, client=client, kept=KeptRequests(Keyring())),
+        QemuAttacher(
+            run=context.run,
+            directory=options.qemu_directory,
+            ceph_conf=options.ceph_conf,
+            connect_timeout=options.connect_timeout,
+        ),
     )
 
 

@@ -16,6 +16,9 @@ class Feature(IntFlag):
     DEEP_FLATTEN = 1 << 5
     JOURNALING = 1 << 6
     DATA_POOL = 1 << 7
+    OPERATIONS = 1 << 8
+    MIGRATING = 1 << 9
+    NON_PRIMARY = 1 << 10
 
 
 _SELECTABLE = {
@@ -50,3 +53,13 @@ def parse_features(text: str, mounter: str) -> int:
     for name in names:
         mask |= _SELECTABLE[name]
     return mask
+
+
+def feature_names(mask: int) -> list[str]:
+    """Return the names of a mask's features as `rbd info` has them; the number of a bit that has none."""
+    return [_name(1 << bit) for bit in range(mask.bit_length()) if mask & 1 << bit]
+
+
+def _name(bit: int) -> str:
+    name = Feature(bit).name if bit in Feature.__members__.values() else None
+    return (name or f"feature {bit:#x}").lower().replace("_", "-").replace("stripingv2", "striping")

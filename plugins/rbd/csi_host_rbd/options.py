@@ -6,6 +6,7 @@ from typing import Self
 
 from csi_host.driver import DriverOption, HostContext
 from csi_host.durations import parse_duration
+from csi_host.settings import parse_boolean
 from csi_host_rbd.limits import Limits
 
 _MAX_DEPTH = 14
@@ -21,6 +22,10 @@ def _parse_mounter(text: str) -> str:
     if text not in MOUNTERS:
         raise ValueError(f"expected one of {', '.join(MOUNTERS)}, got {text!r}")
     return text
+
+
+def _parse_labels(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (label.strip() for label in text.split(","))))
 
 
 def _parse_lock_backend(text: str) -> str:
@@ -103,6 +108,19 @@ OPTIONS = (
         metavar="DIRECTORY",
     ),
     DriverOption(
+        name="enable-read-affinity",
+        help="Read from the nearest OSDs, in clusters with readAffinity that name no labels of their own.",
+        default=False,
+        parse=parse_boolean,
+    ),
+    DriverOption(
+        name="crush-location-labels",
+        help="The node's labels that are its CRUSH location, separated by commas; their values are --nodelabelsfile's.",
+        default=(),
+        parse=_parse_labels,
+        metavar="LABELS",
+    ),
+    DriverOption(
         name="cephconnecttimeout",
         help="How long connecting to a Ceph cluster may take.",
         default=15.0,
@@ -179,6 +197,8 @@ class RbdOptions:
     ceph_conf: Path
     mounter: str
     qemu_directory: Path
+    has_read_affinity: bool
+    crush_location_labels: tuple[str, ...]
     connect_timeout: float
     operation_timeout: float
     manager_timeout: float
@@ -198,6 +218,8 @@ class RbdOptions:
             ceph_conf=options["cephconf"],
             mounter=options["mounter"],
             qemu_directory=options["qemudirectory"],
+            has_read_affinity=options["enable-read-affinity"],
+            crush_location_labels=options["crush-location-labels"],
             connect_timeout=options["cephconnecttimeout"],
             operation_timeout=options["cephoptimeout"],
             manager_timeout=options["cephmgrtimeout"],

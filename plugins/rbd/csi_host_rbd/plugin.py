@@ -44,6 +44,15 @@ def csi_host_commands() -> Sequence[click.Command]:
 
 
 @hookimpl
+def csi_host_serving(context: HostContext, driver: Driver) -> None:
+    """Begin to look after the devices of this node whose daemons may die."""
+    from csi_host_rbd.node.healer import RbdDriver  # noqa: PLC0415 (keeps the start of every other command short)
+
+    if context.serves_node and isinstance(driver, RbdDriver):
+        driver.healer.start()
+
+
+@hookimpl
 def csi_host_versions() -> Mapping[str, str]:
     """Return the versions of librados and librbd."""
     from csi_host_rbd.ceph.bindings import rados, rbd  # noqa: PLC0415 (nothing else of --version needs them)

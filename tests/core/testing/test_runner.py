@@ -1,6 +1,6 @@
 import pytest
 
-from csi_host.process import ProcessError, ProcessTimeout
+from csi_host.process import SECRET_FILE, ProcessError, ProcessTimeout
 from csi_host.testing.runner import Answer, Command, ScriptedRunner
 
 
@@ -48,3 +48,11 @@ def test_secrets_are_kept_out_as_by_the_real_runner() -> None:
     with pytest.raises(ProcessError) as caught:
         run(["rbd", "--key=hunter22"], timeout=1, secrets=["hunter22"])
     assert "hunter22" not in str(caught.value) + caught.value.stderr
+
+
+def test_a_secret_file_is_kept_for_looking_at_and_out_of_errors() -> None:
+    run = ScriptedRunner({"rbd": Answer(exit_code=1, stderr="bad key hunter22")})
+    with pytest.raises(ProcessError) as caught:
+        run(["rbd", "--keyfile", SECRET_FILE], timeout=1, secret_file="hunter22")
+    assert "hunter22" not in str(caught.value) + caught.value.stderr + repr(run.commands)
+    assert run.ran("rbd")[0].secret_file == "hunter22"

@@ -89,17 +89,13 @@ def test_a_block_volume_may_be_written_by_several_nodes(node: Node, image_of: Im
             assert device.read(15) == b"by another node"
 
 
-@pytest.mark.parametrize("mounter", ["", "rbd", "rbd-nbd"])
-def test_a_mounter_that_is_not_served_says_what_to_do(node: Node, refused: Refused, mounter: str) -> None:
-    kit = node.make_volume()
-    with refused("FAILED_PRECONDITION", mounter or "default", "mounter: qemu", "StorageClass"):
-        kit.stage(volume_context={**kit.volume.volume_context, "mounter": mounter})
-
-
 @pytest.mark.parametrize(
     ("context", "code", "word"),
     [
         ({"mounter": "qmeu"}, "INVALID_ARGUMENT", "mounter"),
+        ({"mapOptions": "nbd:device=/dev/nbd7"}, "INVALID_ARGUMENT", "volume_context[mapOptions]"),
+        ({"unmapOptions": "krbd:force;cow:x"}, "INVALID_ARGUMENT", "volume_context[unmapOptions]"),
+        ({"tryOtherMounters": "perhaps"}, "INVALID_ARGUMENT", "tryOtherMounters"),
         ({"encrypted": "true"}, "FAILED_PRECONDITION", "encrypted"),
         ({"encrypted": "perhaps"}, "INVALID_ARGUMENT", "encrypted"),
         ({"staticVolume": "perhaps"}, "INVALID_ARGUMENT", "staticVolume"),

@@ -1,9 +1,10 @@
 """What every way of turning an image into a block device offers."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Protocol
 
-from csi_host.errors import Aborted, Unavailable
+from csi_host.errors import Aborted, FailedPrecondition, Unavailable
 
 
 class DeviceInUse(Aborted):
@@ -14,14 +15,24 @@ class AttachmentLost(Unavailable):
     """The image has no device here, or what serves it has died."""
 
 
+class FeaturesNotSupported(FailedPrecondition):
+    """The image has features that this way of attaching does not know; the message names them and what to do."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """Which image: ``cluster_id`` is the configuration's, ``namespace`` the RADOS namespace ("" for the default)."""
+    """Which image: ``cluster_id`` is the configuration's, ``namespace`` the RADOS namespace ("" for the default).
+
+    ``volume_id`` and ``fsid`` (the cluster's own id) are "" where they are not known. They do not say which image it
+    is, but tell the devices of two clusters apart that have images of the same name.
+    """
 
     cluster_id: str
     pool: str
     image: str
     namespace: str = ""
+    volume_id: str = field(default="", compare=False)
+    fsid: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.pool, self.namespace, self.image) if part)
@@ -29,21 +40,27 @@ class ImageSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AttachRequest:
-    """What attaching needs to know; ``mon_host`` in any syntax that Ceph takes."""
+    """What attaching needs to know; ``mon_host`` in any syntax that Ceph takes.
+
+    ``map_options`` are this mounter's own, separated by commas. ``network_namespace`` is the file of the one through
+    which the cluster is reached, None for this process'.
+    """
 
     spec: ImageSpec
     mon_host: str
     user: str
     key: str = field(repr=False)
     read_only: bool = False
+    map_options: str = ""
+    network_namespace: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attachment:
     """A block device on this node that shows an image.
 
-    ``is_alive`` is False when what serves the device has died: every read and write of it fails from then on, and it
-    can only be detached.
+    ``is_alive`` is False when what serves the device has died: its reads and writes fail or wait until it is
+    re-attached, where the attacher can do that, or detached.
     """
 
     device: str
@@ -64,6 +81,10 @@ class Attacher(Protocol):
         """Raise FailedPrecondition naming what this machine lacks; touches nothing."""
         ...
 
+    def check_features(self, features: int) -> None:
+        """Raise FeaturesNotSupported when an image with these feature bits cannot be attached in this way."""
+        ...
+
     def attach(self, request: AttachRequest) -> Attachment:
         """Return the image's device, made unless it is there; a dead or half-made one is replaced.
 
@@ -75,10 +96,15 @@ class Attacher(Protocol):
         """Return the image's device on this node, None when it has none."""
         ...
 
-    def detach(self, spec: ImageSpec) -> None:
+    def reattach(self, request: AttachRequest) -> Attachment | None:
+        """Give the image's dead device a new server, below whatever is mounted on it; None where that cannot be."""
+        ...
+
+    def detach(self, spec: ImageSpec, options: str = "") -> None:
         """Take the image's device away, all its writes being in the image; nothing to do when there is none.
 
-        Raises DeviceInUse when the device is still mounted.
+        ``options`` are this mounter's own for unmapping, separated by commas. Raises DeviceInUse when the device is
+        still mounted.
         """
         ...
 
@@ -86,9 +112,10 @@ class Attacher(Protocol):
         """Detach the image behind a device, as ``detach`` does; False when the device is not this attacher's."""
         ...
 
-    def grow(self, spec: ImageSpec) -> int:
+    def grow(self, spec: ImageSpec, *, at_least: int = 0) -> int:
         """Make the device show the size that the image has now, and return that size in bytes.
 
+        ``at_least`` is what the caller takes the image to have: a device that follows it by itself is waited for.
         Raises AttachmentLost when the image has no living device here.
         """
         ...

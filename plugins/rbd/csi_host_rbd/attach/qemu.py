@@ -27,13 +27,14 @@ from typing import ClassVar
 
 from csi_host.errors import Aborted, FailedPrecondition, Unavailable
 from csi_host.node.devices import size_bytes
-from csi_host.node.mounts import mount_at, mounts_of_device
+from csi_host.node.mounts import mount_at
 from csi_host.process import Runner
 from csi_host.request import seconds_for
 from csi_host_common_node.block import LoopDevices, is_going
 from csi_host_common_node.mounter import Mounter
 from csi_host_common_node.programs import require
-from csi_host_rbd.attach.attacher import Attachment, AttachmentLost, AttachRequest, DeviceInUse, ImageSpec
+from csi_host_rbd.attach.attacher import Attachment, AttachmentLost, AttachRequest, ImageSpec
+from csi_host_rbd.attach.block_devices import attribute, refuse_mounted
 from csi_host_rbd.attach.cleanup import undo
 from csi_host_rbd.attach.storage_daemon import PROGRAM, Home, StorageDaemon
 
@@ -41,7 +42,6 @@ _ASK_SECONDS = 10.0
 _SOCKET_PATH_LIMIT = 107
 # Short, as it is part of a socket's path; 80 bits tell the images of one node apart.
 _HASH_LENGTH = 20
-_SYS_BLOCK = Path("/sys/block")
 
 
 class QemuAttacher:
@@ -78,6 +78,9 @@ class QemuAttacher:
             if not Path(device).exists():
                 raise FailedPrecondition(f"{device} is missing: load the kernel module {module} (modprobe {module})")
 
+    def check_features(self, features: int) -> None:
+        """Accept every image: the daemon has the same librbd that looked at it."""
+
     def attach(self, request: AttachRequest) -> Attachment:
         """Return the image's loop device; see Attacher.attach."""
         self.check()
@@ -103,23 +106,27 @@ class QemuAttacher:
             return None
         return Attachment(
             device=devices[0],
-            read_only=_attribute(devices[0], "ro") == "1",
+            read_only=attribute(devices[0], "ro") == "1",
             is_alive=self._daemon(home).is_running() and mount_at(home.export) is not None and not is_going(devices[0]),
         )
 
-    def detach(self, spec: ImageSpec) -> None:
+    def reattach(self, request: AttachRequest) -> Attachment | None:  # noqa: ARG002 - the protocol's signature
+        """Return None: the loop device keeps the file of the export that died, no other can take its place."""
+        return None
+
+    def detach(self, spec: ImageSpec, options: str = "") -> None:  # noqa: ARG002 - there are no options for this
         """Take the image's loop device, daemon and directory away; see Attacher.detach."""
         self._detach(self._home(spec))
 
     def detach_device(self, device: str) -> bool:
         """Detach the image behind a loop device; see Attacher.detach_device."""
-        file = _attribute(device, "loop/backing_file")
+        file = attribute(device, "loop/backing_file")
         if file is None or Path(file).parent.parent != self._directory:
             return False
         self._detach(Home(path=Path(file).parent))
         return True
 
-    def grow(self, spec: ImageSpec) -> int:
+    def grow(self, spec: ImageSpec, *, at_least: int = 0) -> int:  # noqa: ARG002 - it is asked, not waited for
         """Make the loop device show the image's size; see Attacher.grow."""
         home = self._home(spec)
         attachment = self.find(spec)
@@ -182,7 +189,7 @@ class QemuAttacher:
 
     def _tear_down(self, home: Home) -> None:
         for device in self._loops.find(home.export):
-            _refuse_mounted(device)
+            refuse_mounted(device)
             self._loops.detach(device)
         self._daemon(home).end()
         if mount_at(home.export) is not None:
@@ -195,23 +202,6 @@ class QemuAttacher:
             ["stat", "--cached=never", "--format=%s", str(home.export)],
             timeout=seconds_for("reading the exported size", at_most=_ASK_SECONDS),
         )
-
-
-def _attribute(device: str, name: str) -> str | None:
-    """Return what the kernel says of a block device, None when it is not there or has no such attribute."""
-    try:
-        return (_SYS_BLOCK / Path(device).name / name).read_text().rstrip("\n")
-    except OSError:
-        return None
-
-
-def _refuse_mounted(device: str) -> None:
-    try:
-        places = [mount.mount_point for mount in mounts_of_device(device)]
-    except FileNotFoundError:
-        return
-    if places:
-        raise DeviceInUse(f"{device} is still mounted at {', '.join(places)}; unmount it first")
 
 
 def _is_same_directory(descriptor: int, path: Path) -> bool:

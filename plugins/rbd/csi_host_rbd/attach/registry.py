@@ -1,12 +1,11 @@
 from collections.abc import Iterable, Iterator
 
 from csi_host.errors import FailedPrecondition, InvalidArgument
-from csi_host_rbd.attach.attacher import Attacher
-from csi_host_rbd.options import MOUNTERS
+from csi_host_rbd.attach.attacher import Attacher, ImageSpec
 
 
-class MounterNotServed(FailedPrecondition):
-    """The mounter is one of ceph-csi's, and this version has no attacher for it."""
+class NoMounterServes(FailedPrecondition):
+    """None of several mounters can attach the image on this node; the message says why each cannot."""
 
 
 class Attachers:
@@ -22,19 +21,37 @@ class Attachers:
     def __iter__(self) -> Iterator[Attacher]:
         return iter(self._attachers.values())
 
-    def named(self, mounter: str) -> Attacher:
-        """Return the attacher of ``mounter`` ("" for the default one).
+    def choose(self, mounter: str, features: int, *, try_others: bool = False) -> Attacher:
+        """Return the attacher for an image with these feature bits: the one of ``mounter`` ("" for the default one).
 
-        Raises InvalidArgument for a name that is no mounter, MounterNotServed for one that has no attacher here.
+        With ``try_others`` the next one that this machine has everything for, in the order they were given. Raises
+        what the first one says against it, with what the others say; and as ``named`` does.
         """
+        first = self.named(mounter)
+        candidates = [first, *(other for other in self if other is not first)] if try_others else [first]
+        refusals: list[FailedPrecondition] = []
+        for attacher in candidates:
+            try:
+                attacher.check()
+                attacher.check_features(features)
+            except FailedPrecondition as refusal:
+                refusals.append(refusal)
+            else:
+                return attacher
+        if len(refusals) == 1:
+            raise refusals[0]
+        reasons = "; ".join(f"{one.name}: {why}" for one, why in zip(candidates, refusals, strict=True))
+        raise NoMounterServes(f"volume_context[tryOtherMounters]: no mounter can attach this image here: {reasons}")
+
+    def named(self, mounter: str) -> Attacher:
+        """Return the attacher of ``mounter`` ("" for the default one); raises InvalidArgument when there is none."""
         name = mounter or self._default
-        if name in self._attachers:
-            return self._attachers[name]
-        if name not in MOUNTERS:
-            raise InvalidArgument(f"volume_context[mounter]: expected one of {', '.join(MOUNTERS)}, got {name!r}")
-        served = " or ".join(f"'mounter: {served}'" for served in sorted(self._attachers)) or "another mounter"
-        source = "" if mounter else " (the default, as volume_context[mounter] is not set)"
-        raise MounterNotServed(
-            f"mounter {name}{source} is not served by this version; "
-            f"use {served} in the StorageClass, or set the default with --mounter"
-        )
+        if name not in self._attachers:
+            raise InvalidArgument(
+                f"volume_context[mounter]: expected one of {', '.join(self._attachers)}, got {name!r}"
+            )
+        return self._attachers[name]
+
+    def serving(self, spec: ImageSpec) -> Attacher | None:
+        """Return the attacher through which the image is a device on this node already, None when it is none."""
+        return next((attacher for attacher in self if attacher.find(spec) is not None), None)

@@ -93,6 +93,11 @@ class Connection:
         """Whether a call that nobody waits for any more still uses it."""
         return any(threads.running > 0 for threads in (self._map_threads, self._manager_threads, self._image_threads))
 
+    @property
+    def fsid(self) -> str:
+        """The cluster's own id; known since connecting, no operation."""
+        return str(self._handle.get_fsid())
+
     def pool(self, name: str, namespace: str = "") -> Pool:
         """Return the pool of that name; raises PoolNotFound."""
         return self._pool(name, self.pool_id(name), namespace)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from csi_host.access import VolumeAccess
 from csi_host.errors import FailedPrecondition
@@ -32,17 +33,31 @@ class Devices:
 
     def mounter_of(self, image: NodeImage) -> str:
         """Return the mounter that the image is to be attached with; raises what says that this node cannot."""
-        attacher = self._attachers.named(image.mounter)
-        attacher.check()
-        return attacher.name
-
-    def check_served(self, stash: Stash) -> None:
-        """Raise MounterNotServed when nothing here can find or detach the volume's device."""
-        self._attachers.named(stash.mounter)
+        # Two devices of one image on one node would not see each other's writes.
+        if there := self._attachers.serving(image.spec):
+            return there.name
+        with image.opened() as opened:
+            features = opened.features
+        return self._attachers.choose(image.mounter, features, try_others=image.wishes.try_other_mounters).name
 
     def find(self, stash: Stash) -> Attachment | None:
-        """Return the volume's device, None when it has none; raises MounterNotServed."""
+        """Return the volume's device, None when it has none."""
         return self._attachers.named(stash.mounter).find(stash.spec)
+
+    def revived(self, stash: Stash, image: NodeImage) -> Attachment | None:
+        """Return the volume's device as ``find`` does, with a new server if the old one has died and that can be."""
+        found = self.find(stash)
+        if found is None or found.is_alive:
+            return found
+        request = image.attach_request(read_only=found.read_only, mounter=stash.mounter)
+        return self.find(stash) if self._attachers.named(stash.mounter).reattach(request) else found
+
+    def noted(self, stash: Stash) -> Stash:
+        """Return the stash with what is known once the device is there; ceph-csi re-attaches by rbd-nbd's device."""
+        if stash.mounter != "rbd-nbd":
+            return stash
+        attachment = self._attachers.named(stash.mounter).find(stash.spec)
+        return replace(stash, device=attachment.device) if attachment else stash
 
     def attach(self, stash: Stash, image: NodeImage, access: VolumeAccess, *, found: Attachment | None) -> str:
         """Return the device with the image on it, made unless ``found`` will do.
@@ -57,16 +72,16 @@ class Devices:
                 attacher.grow(stash.spec)
             return found.device
         # A daemon that an earlier call left half made would count as somebody who uses the image.
-        attacher.detach(stash.spec)
+        attacher.detach(stash.spec, stash.unmap_options)
         with image.opened() as opened:
             _refuse_secondary(opened, image)
             if not access.mode.is_multi_node:
                 self._wait_until_unused(opened, image)
-        return attacher.attach(image.attach_request(read_only=read_only)).device
+        return attacher.attach(image.attach_request(read_only=read_only, mounter=attacher.name)).device
 
     def detach(self, stash: Stash) -> None:
         """Take the volume's device away; fine when it has none. Raises DeviceInUse when it is still mounted."""
-        self._attachers.named(stash.mounter).detach(stash.spec)
+        self._attachers.named(stash.mounter).detach(stash.spec, stash.unmap_options)
 
     def detach_device(self, device: str) -> None:
         """Take a device away of which nothing else is known."""
@@ -75,9 +90,9 @@ class Devices:
                 f"{device} was unmounted, but which image it shows is not known; detach it by hand"
             )
 
-    def grow(self, stash: Stash) -> int:
-        """Make the volume's device show the size that the image has now, and return that size in bytes."""
-        return self._attachers.named(stash.mounter).grow(stash.spec)
+    def grow(self, stash: Stash, *, at_least: int = 0) -> int:
+        """Make the volume's device show the size that the image has now, and return that size; all in bytes."""
+        return self._attachers.named(stash.mounter).grow(stash.spec, at_least=at_least)
 
     def _wait_until_unused(self, opened: Image, image: NodeImage) -> None:
         """Wait for others to let go of the image, as long as the caller can wait; raises VolumeInUse naming them."""

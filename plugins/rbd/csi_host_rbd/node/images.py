@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from csi_host.errors import FailedPrecondition, InvalidArgument
 from csi_host_rbd.attach.attacher import AttachRequest, ImageSpec
@@ -13,6 +14,7 @@ from csi_host_rbd.ceph.image import Image, open_image
 from csi_host_rbd.clusters import ClusterNotConfigured
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.errors import ClusterNotServed, VolumeNotFound
+from csi_host_rbd.node.map_wishes import MapWishes
 from csi_host_rbd.node.stash import Stash
 from csi_host_rbd.parameters import parse_bool
 from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
@@ -25,7 +27,7 @@ class NodeImage:
     """An image to stage, with what the volume's context says of it.
 
     ``is_static`` is a volume that an administrator made: it is never formatted.
-    ``mkfs_options`` "" are the defaults.
+    ``mkfs_options`` "" are the defaults. ``handle`` is the volume's.
     """
 
     cluster: Cluster
@@ -35,7 +37,8 @@ class NodeImage:
     is_static: bool = False
     mounter: str = ""
     mkfs_options: str = ""
-    unmap_options: str = ""
+    handle: str = ""
+    wishes: MapWishes = field(default_factory=MapWishes)
 
     @property
     def spec(self) -> ImageSpec:
@@ -45,6 +48,8 @@ class NodeImage:
             pool=self.pool.name,
             namespace=self.pool.namespace,
             image=self.name,
+            volume_id=self.handle,
+            fsid=self.cluster.connection.fsid,
         )
 
     @property
@@ -52,14 +57,17 @@ class NodeImage:
         """How many watchers a mirrored image has of mirroring itself."""
         return self.cluster.config.mirror_daemon_count
 
-    def attach_request(self, *, read_only: bool) -> AttachRequest:
-        """Return what attaching it takes."""
+    def attach_request(self, *, read_only: bool, mounter: str) -> AttachRequest:
+        """Return what attaching it through ``mounter`` takes."""
+        namespace = self.cluster.config.net_namespace_file
         return AttachRequest(
             spec=self.spec,
             mon_host=self.cluster.config.mon_host,
             user=self.credentials.user_id,
             key=self.credentials.key,
             read_only=read_only,
+            map_options=self.wishes.map_options.get(mounter, ""),
+            network_namespace=Path(namespace) if namespace else None,
         )
 
     def stash(self, volume_id: str, mounter: str) -> Stash:
@@ -71,7 +79,8 @@ class NodeImage:
             cluster_id=self.cluster.config.cluster_id,
             volume_id=volume_id,
             mounter=mounter,
-            unmap_options=self.unmap_options,
+            fsid=self.cluster.connection.fsid,
+            unmap_options=self.wishes.unmap_options.get(mounter, ""),
         )
 
     @contextmanager
@@ -129,7 +138,8 @@ class NodeImages:
                 is_static=is_static,
                 mounter=context.get("mounter", ""),
                 mkfs_options=context.get("mkfsOptions", ""),
-                unmap_options=context.get("unmapOptions", ""),
+                handle=volume_id,
+                wishes=MapWishes.of(context),
             )
 
     def _place(self, cluster: Cluster, volume_id: VolumeId) -> tuple[Pool, str]:

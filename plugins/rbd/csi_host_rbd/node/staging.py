@@ -1,7 +1,7 @@
 """Where a staged volume is on this node: the layout is ceph-csi's."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -34,11 +34,13 @@ class Staging:
 
     def stash(self) -> Stash | None:
         """Return the stash of the directory, None when it has none; raises StashUnreadable."""
-        return read_stash(self.directory)
+        stash = read_stash(self.directory)
+        # ceph-csi's do not say whose they are; the directory is one volume's.
+        return replace(stash, volume_id=stash.volume_id or self.volume_id) if stash else None
 
     def owns(self, stash: Stash) -> bool:
-        """Whether a stash found here is of this volume; ceph-csi's do not say whose they are."""
-        return stash.volume_id in {"", self.volume_id}
+        """Whether a stash found here is of this volume."""
+        return stash.volume_id == self.volume_id
 
     def mount(self) -> Mount | None:
         """Return what is mounted on the target, None when nothing is."""

@@ -1,7 +1,7 @@
 """image-meta.json: what an unstage or an expansion has to know of a staged volume, without any secret.
 
 The file lies in the staging directory and has ceph-csi's names, so that either driver can take over from the other;
-``clusterID``, ``mounter`` and ``volumeId`` are ours. Versions 2 and 3 are read, 3 is written.
+``clusterID``, ``fsid``, ``mounter`` and ``volumeId`` are ours. Versions 2 and 3 are read, 3 is written.
 """
 
 import json
@@ -28,13 +28,15 @@ class StashUnreadable(Internal):
 class Stash:
     """A staged volume: which image it is and through which mounter it became a device.
 
-    ``cluster_id`` and ``volume_id`` are "" in a file that ceph-csi wrote. ``device`` is rbd-nbd's.
+    ``cluster_id``, ``fsid`` (the cluster's own id) and ``volume_id`` are "" in a file that ceph-csi wrote.
+    ``device`` is rbd-nbd's; ``unmap_options`` are those of the mounter.
     """
 
     pool: str
     image: str
     namespace: str = ""
     cluster_id: str = ""
+    fsid: str = ""
     volume_id: str = ""
     mounter: str = "rbd"
     unmap_options: str = ""
@@ -46,7 +48,14 @@ class Stash:
     @property
     def spec(self) -> ImageSpec:
         """The image, as attachers call it."""
-        return ImageSpec(cluster_id=self.cluster_id, pool=self.pool, namespace=self.namespace, image=self.image)
+        return ImageSpec(
+            cluster_id=self.cluster_id,
+            pool=self.pool,
+            namespace=self.namespace,
+            image=self.image,
+            volume_id=self.volume_id,
+            fsid=self.fsid,
+        )
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -62,6 +71,7 @@ class Stash:
             image=_text(members, "image", is_required=True),
             namespace=_text(members, "radosNamespace"),
             cluster_id=_text(members, "clusterID"),
+            fsid=_text(members, "fsid"),
             volume_id=_text(members, "volumeId"),
             mounter=_text(members, "mounter") or ("rbd-nbd" if _truth(members, "accessType") else "rbd"),
             unmap_options=_text(members, "unmapOptions"),
@@ -86,6 +96,7 @@ class Stash:
                 "logDir": self.log_directory,
                 "logFileStrategy": self.log_strategy,
                 "clusterID": self.cluster_id,
+                "fsid": self.fsid,
                 "volumeId": self.volume_id,
                 "mounter": self.mounter,
             }

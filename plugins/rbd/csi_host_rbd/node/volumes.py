@@ -24,7 +24,6 @@ from csi_host_common_node.programs import needed_for, require
 from csi_host_common_node.resize import Grower
 from csi_host_rbd.attach.attacher import DeviceInUse
 from csi_host_rbd.attach.cleanup import Rollback
-from csi_host_rbd.attach.registry import MounterNotServed
 from csi_host_rbd.node.devices import Devices
 from csi_host_rbd.node.formatting import ensure_filesystem, mark_raw
 from csi_host_rbd.node.images import NodeImage
@@ -83,7 +82,7 @@ class NodeVolumes:
         stash = image.stash(staging.volume_id, self._devices.mounter_of(image))
         if not access.is_block:
             _check_fs_type(access.fs_type)
-        attachment, mount = self._devices.find(stash), staging.mount()
+        attachment, mount = self._devices.revived(stash, image), staging.mount()
         if mount is not None:
             if attachment and attachment.is_alive and attachment.device == _device_of(mount):
                 # Staged all along: only the stash was lost.
@@ -95,6 +94,8 @@ class NodeVolumes:
             rollback.add(lambda: self._release(staging, stash, was_attached=attachment is not None))
             write_stash(staging.directory, stash)
             device = self._devices.attach(stash, image, access, found=attachment)
+            if (noted := self._devices.noted(stash)) != stash:
+                write_stash(staging.directory, noted)
             if _make_target(staging.target, is_block=access.is_block):
                 rollback.add(lambda: volumes.unpublish(self._mounter, staging.target))
             if access.is_block:
@@ -110,8 +111,6 @@ class NodeVolumes:
         stash = _stash_if_sound(staging) if mount else staging.stash()
         if stash is not None and not staging.owns(stash):
             stash = None
-        if stash is not None:
-            self._devices.check_served(stash)
         volumes.unpublish(self._mounter, staging.target)
         if stash is not None:
             self._devices.detach(stash)
@@ -151,7 +150,7 @@ class NodeVolumes:
         mount, stash = staging.mount(), staging.stash()
         if mount is None or stash is None or not staging.owns(stash):
             raise NotStagedHere(f"volume {staging.volume_id} is not staged at {staging.directory}; stage it again")
-        image_bytes = self._devices.grow(stash)
+        image_bytes = self._devices.grow(stash, at_least=required_bytes)
         if image_bytes < required_bytes:
             raise FailedPrecondition(
                 f"capacity_range.required_bytes: expected at most the {image_bytes} bytes that the image has, got "
@@ -163,11 +162,7 @@ class NodeVolumes:
         return size_bytes(device)
 
     def _is_served(self, stash: Stash, mount: Mount) -> bool:
-        try:
-            attachment = self._devices.find(stash)
-        except MounterNotServed:
-            # Staged by ceph-csi with the kernel's client, which does not die.
-            return True
+        attachment = self._devices.find(stash)
         return attachment is not None and attachment.is_alive and attachment.device == _device_of(mount)
 
     def _mount_filesystem(self, device: str, staging: Staging, access: VolumeAccess, image: NodeImage) -> None:
