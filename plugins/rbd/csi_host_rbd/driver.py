@@ -90,7 +90,12 @@ def create_driver(
         controller=_controller(context, options, backend, places, parts),
         group_controller=_group_controller(context, places, parts) if can_clone_group_snapshots() else None,
         snapshot_metadata=RbdSnapshotMetadataServer(context, blocks=ChangedBlocks(places)),
-        node=RbdNodeServer(context, backend=backend, devices=Devices(attachers)),
+        node=RbdNodeServer(
+            context,
+            backend=backend,
+            encryption=parts.encryption,
+            devices=Devices(attachers, run=context.run),
+        ),
         healer=healer,
         close=close,
     )

@@ -1,10 +1,12 @@
 """What every way of turning an image into a block device offers."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from csi_host.errors import Aborted, FailedPrecondition, Unavailable
+from csi_host.kms import Passphrase
 
 
 class DeviceInUse(Aborted):
@@ -43,7 +45,8 @@ class AttachRequest:
     """What attaching needs to know; ``mon_host`` in any syntax that Ceph takes.
 
     ``map_options`` are this mounter's own, separated by commas. ``network_namespace`` is the file of the one through
-    which the cluster is reached, None for this process'.
+    which the cluster is reached, None for this process'. ``passphrase`` is for attachers that open LUKS, see OpensLuks;
+    None shows the image as it is.
     """
 
     spec: ImageSpec
@@ -53,6 +56,7 @@ class AttachRequest:
     read_only: bool = False
     map_options: str = ""
     network_namespace: Path | None = None
+    passphrase: Passphrase | None = field(repr=False, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,5 +121,22 @@ class Attacher(Protocol):
 
         ``at_least`` is what the caller takes the image to have: a device that follows it by itself is waited for.
         Raises AttachmentLost when the image has no living device here.
+        """
+        ...
+
+
+@runtime_checkable
+class OpensLuks(Attacher, Protocol):
+    """An attacher that opens an encrypted image by itself, without dm-crypt.
+
+    With a passphrase in the request its device shows what is encrypted, and ``grow`` still tells the size of the image.
+    ``attach`` raises ImageNotOpened when the passphrase does not open it.
+    """
+
+    def bare(self, request: AttachRequest) -> AbstractContextManager[str]:
+        """Show the image as it is, with its LUKS header, as another device for the length of the ``with``.
+
+        For writing, whatever the request says, and beside the device that the image may have; all that was written is
+        in the image when the ``with`` ends. What a process that died in it left is taken away by ``detach``.
         """
         ...

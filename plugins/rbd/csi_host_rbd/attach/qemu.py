@@ -13,7 +13,9 @@ What a failure leaves, and who mends it (every case by the next ``attach`` or ``
 * the daemon hangs: QMP and the programs time out, nothing is changed, the error is not final; once no loop device is
   left its end is forced, which loses nothing, as the daemon has no write cache;
 * this process dies within ``detach``: the steps go from the device down to the directory, and each looks for what is
-  still there.
+  still there;
+* it dies within ``bare``: that daemon, its device and its directory (``<hash>-bare``) are taken away by the next
+  ``bare`` or ``detach`` of the image, and stay out of ``find``'s sight until then.
 """
 
 import fcntl
@@ -22,6 +24,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,7 +38,7 @@ from csi_host_common_node.mounter import Mounter
 from csi_host_common_node.programs import require
 from csi_host_rbd.attach.attacher import Attachment, AttachmentLost, AttachRequest, ImageSpec
 from csi_host_rbd.attach.block_devices import attribute, refuse_mounted
-from csi_host_rbd.attach.cleanup import undo
+from csi_host_rbd.attach.cleanup import beyond_deadline, undo
 from csi_host_rbd.attach.storage_daemon import PROGRAM, Home, StorageDaemon
 
 _ASK_SECONDS = 10.0
@@ -87,16 +90,25 @@ class QemuAttacher:
         home = self._home(request.spec)
         with self._owned(home):
             existing = self.find(request.spec)
-            if existing and existing.is_alive and existing.read_only == request.read_only:
+            if existing and existing.is_alive and self._shows(home, existing, request):
                 return existing
-            self._tear_down(home)
+            return Attachment(device=self._make(home, request), read_only=request.read_only)
+
+    @contextmanager
+    def bare(self, request: AttachRequest) -> Iterator[str]:
+        """Show the image as it is for the length of the ``with``; see OpensLuks.bare."""
+        self.check()
+        home = self._home(request.spec).bare
+        with self._owned(home):
+            device = self._make(home, replace(request, passphrase=None, read_only=False))
             try:
-                self._daemon(home).start(request)
-                device = self._loops.attach(home.export, read_only=request.read_only)
+                yield device
             except Exception as error:
                 undo([lambda: self._tear_down(home), home.path.rmdir], error)
                 raise
-            return Attachment(device=device, read_only=request.read_only)
+            with beyond_deadline():
+                self._tear_down(home)
+                home.path.rmdir()
 
     def find(self, spec: ImageSpec) -> Attachment | None:
         """Return the image's loop device, None when it has none; see Attacher.find."""
@@ -116,14 +128,19 @@ class QemuAttacher:
 
     def detach(self, spec: ImageSpec, options: str = "") -> None:  # noqa: ARG002 - there are no options for this
         """Take the image's loop device, daemon and directory away; see Attacher.detach."""
-        self._detach(self._home(spec))
+        home = self._home(spec)
+        self._detach(home)
+        self._detach(home.bare)
 
     def detach_device(self, device: str) -> bool:
         """Detach the image behind a loop device; see Attacher.detach_device."""
         file = attribute(device, "loop/backing_file")
         if file is None or Path(file).parent.parent != self._directory:
             return False
-        self._detach(Home(path=Path(file).parent))
+        home = Home(path=Path(file).parent)
+        self._detach(home)
+        if not home.is_bare:
+            self._detach(home.bare)
         return True
 
     def grow(self, spec: ImageSpec, *, at_least: int = 0) -> int:  # noqa: ARG002 - it is asked, not waited for
@@ -132,20 +149,34 @@ class QemuAttacher:
         attachment = self.find(spec)
         if attachment is None or not attachment.is_alive:
             raise AttachmentLost(f"image {spec} is not attached here by a living {PROGRAM}; stage the volume again")
-        size, exported = self._daemon(home).follow_image_size(may_resize=not attachment.read_only)
-        if exported < size:
+        sizes = self._daemon(home).follow_image_size(may_resize=not attachment.read_only)
+        expected = sizes.image_bytes - sizes.header_bytes
+        if sizes.export_bytes < expected:
             raise FailedPrecondition(f"image {spec} is attached read-only with its old size; stage the volume again")
         self._refresh_export(home)
         self._loops.grow(attachment.device)
         shown = size_bytes(attachment.device)
-        if shown < size:
-            raise Unavailable(f"{attachment.device} shows {shown} bytes after growing, expected {size}; ask again")
-        return size
+        if shown < expected:
+            raise Unavailable(f"{attachment.device} shows {shown} bytes after growing, expected {expected}; ask again")
+        return sizes.image_bytes
+
+    def _shows(self, home: Home, existing: Attachment, request: AttachRequest) -> bool:
+        is_opened = request.passphrase is not None
+        return existing.read_only == request.read_only and self._daemon(home).opens_luks() == is_opened
+
+    def _make(self, home: Home, request: AttachRequest) -> str:
+        self._tear_down(home)
+        try:
+            self._daemon(home).start(request)
+            return self._loops.attach(home.export, read_only=request.read_only)
+        except Exception as error:
+            undo([lambda: self._tear_down(home), home.path.rmdir], error)
+            raise
 
     def _home(self, spec: ImageSpec) -> Home:
         identity = json.dumps([spec.cluster_id, spec.pool, spec.namespace, spec.image])
         home = Home(path=self._directory / hashlib.sha256(identity.encode()).hexdigest()[:_HASH_LENGTH])
-        excess = len(os.fsencode(home.socket)) - _SOCKET_PATH_LIMIT
+        excess = len(os.fsencode(home.bare.socket)) - _SOCKET_PATH_LIMIT
         if excess > 0:
             raise FailedPrecondition(
                 f"{self._directory}: the qemu mounter's directory is {excess} bytes too long for unix sockets below it"

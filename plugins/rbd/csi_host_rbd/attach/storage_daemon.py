@@ -1,5 +1,11 @@
-"""One qemu-storage-daemon: started with nothing secret, then told over QMP which image to export as which file."""
+"""One qemu-storage-daemon: started with nothing secret, then told over QMP which image to export as which file.
 
+An encrypted image is opened by librbd's own LUKS (qemu's knows only the first version of it). Then the export is
+smaller than the image by the header, and librbd still resizes the image, not what is exported of it: how many bytes
+the header has is part of the export's id, where a later process finds it.
+"""
+
+import base64
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csi_host.errors import CsiError, InvalidArgument, Unavailable
+from csi_host.errors import CsiError, Internal, InvalidArgument, Unavailable
+from csi_host.kms import Passphrase
 from csi_host.process import Runner
 from csi_host.request import seconds_for
 from csi_host_rbd.attach.attacher import AttachmentLost, AttachRequest
@@ -18,6 +25,9 @@ PROGRAM = "qemu-storage-daemon"
 _IMAGE_NODE = "image"
 _PROBE_NODE = "probe"
 _KEY = "key"
+_PASSPHRASE = "passphrase"  # noqa: S105 (the name of the object in the daemon, not its value)
+_EXPORT = "export"
+_BARE = "-bare"
 _START_SECONDS = 20.0
 # Opening waits for the monitors (bounded by the connect timeout) and then for the image's OSDs.
 _OPEN_MARGIN_SECONDS = 20.0
@@ -32,6 +42,16 @@ class Home:
     """The directory of one image's daemon; none of its files holds a secret."""
 
     path: Path
+
+    @property
+    def bare(self) -> "Home":
+        """The directory of the image's other daemon, which shows it with its LUKS header."""
+        return Home(path=self.path.with_name(f"{self.path.name}{_BARE}"))
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether this is such a directory."""
+        return self.path.name.endswith(_BARE)
 
     @property
     def socket(self) -> Path:
@@ -57,6 +77,15 @@ class Home:
         """Remove the files; nothing may be mounted on the export any more."""
         for file in (self.socket, self.conf, self.node, self.export):
             file.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The sizes of an image, of the LUKS header that is not exported of it (0 without one), and of the export."""
+
+    image_bytes: int
+    header_bytes: int
+    export_bytes: int
 
 
 class StorageDaemon:
@@ -100,20 +129,33 @@ class StorageDaemon:
             except QmpRefused as error:
                 raise ImageNotOpened(f"image {request.spec} cannot be opened by {PROGRAM}: {error}") from error
 
-    def follow_image_size(self, *, may_resize: bool) -> tuple[int, int]:
-        """Make the export as big as the image is now; return the image's and the export's size in bytes.
+    def opens_luks(self) -> bool:
+        """Whether the daemon was told to open LUKS."""
+        try:
+            return "encrypt" in json.loads(self._home.node.read_text())
+        except (OSError, ValueError):
+            return False
+
+    def follow_image_size(self, *, may_resize: bool) -> Sizes:
+        """Make the export as big as the image is now.
 
         The daemon keeps the size that it opened the image with until it is told to resize: to the size that the image
         already has, which a second, passing open shows. Should the image be grown once more in the milliseconds
         between, that growth is undone before anything can have been written there; ask for it again.
         """
         with self._qmp() as qmp:
+            header_bytes = _header_bytes(qmp)
             image_bytes = self._image_bytes(qmp)
             export_bytes = _node_bytes(qmp, _IMAGE_NODE)
-            if export_bytes < image_bytes and may_resize:
+            if header_bytes + export_bytes < image_bytes and may_resize:
+                # The whole image's size: to librbd the export's would mean an image without its last bytes.
                 qmp.execute("block_resize", {"node-name": _IMAGE_NODE, "size": image_bytes})
                 export_bytes = _node_bytes(qmp, _IMAGE_NODE)
-        return image_bytes, export_bytes
+        if header_bytes + export_bytes > image_bytes:
+            raise Internal(
+                f"{self._home.path}: the export and its header have more bytes than the image's {image_bytes}"
+            )
+        return Sizes(image_bytes=image_bytes, header_bytes=header_bytes, export_bytes=export_bytes)
 
     def end(self) -> None:
         """End the process, whose export nobody uses any more; raises Unavailable when it cannot be ended.
@@ -143,13 +185,17 @@ class StorageDaemon:
 
     def _export_image(self, qmp: QmpClient, node: Mapping[str, object], request: AttachRequest) -> None:
         # The key stays in the daemon's memory, which needs it again to look at the image's size.
-        qmp.execute("object-add", {"qom-type": "secret", "id": _KEY, "data": request.key, "format": "base64"})
-        self._open(qmp, node)
+        _add_secret(qmp, _KEY, request.key)
+        header_bytes = 0
+        if request.passphrase is None:
+            self._open(qmp, node)
+        else:
+            header_bytes = self._open_luks(qmp, node, request.passphrase)
         qmp.execute(
             "block-export-add",
             {
                 "type": "fuse",
-                "id": "export",
+                "id": f"{_EXPORT}-{header_bytes}",
                 "node-name": _IMAGE_NODE,
                 "mountpoint": str(self._home.export),
                 "writable": not request.read_only,
@@ -161,6 +207,17 @@ class StorageDaemon:
         limit = self._connect_timeout + _OPEN_MARGIN_SECONDS
         qmp.execute("blockdev-add", node, timeout=seconds_for("opening the image", at_most=limit))
 
+    def _open_luks(self, qmp: QmpClient, node: Mapping[str, object], passphrase: Passphrase) -> int:
+        """Open an encrypted image and return what its header takes of it, in bytes."""
+        _add_secret(qmp, _PASSPHRASE, base64.b64encode(passphrase.reveal().encode()).decode())
+        self._open(qmp, node)
+        # librbd has taken its key from it: the daemon need not keep it.
+        qmp.execute("object-del", {"id": _PASSPHRASE})
+        header_bytes = self._image_bytes(qmp) - _node_bytes(qmp, _IMAGE_NODE)
+        if header_bytes <= 0:
+            raise Internal(f"{self._home.path}: {PROGRAM} says that {header_bytes} bytes of the image are its header")
+        return header_bytes
+
     def _image_bytes(self, qmp: QmpClient) -> int:
         names = {node["node-name"] for node in _nodes(qmp)}
         if _IMAGE_NODE not in names:
@@ -169,6 +226,7 @@ class StorageDaemon:
             # An earlier look was cut off before it had closed it.
             qmp.execute("blockdev-del", {"node-name": _PROBE_NODE})
         node = json.loads(self._home.node.read_text())
+        node.pop("encrypt", None)
         self._open(qmp, {**node, "node-name": _PROBE_NODE, "read-only": True})
         size = _node_bytes(qmp, _PROBE_NODE)
         qmp.execute("blockdev-del", {"node-name": _PROBE_NODE})
@@ -208,6 +266,7 @@ def _rbd_node(home: Home, request: AttachRequest) -> dict[str, object]:
         "read-only": request.read_only,
         "discard": "unmap",
         "cache": {"direct": True, "no-flush": False},
+        **({"encrypt": {"format": "luks2", "key-secret": _PASSPHRASE}} if request.passphrase else {}),
     }
 
 
@@ -217,3 +276,12 @@ def _nodes(qmp: QmpClient) -> list[dict[str, Any]]:
 
 def _node_bytes(qmp: QmpClient, name: str) -> int:
     return next(int(node["image"]["virtual-size"]) for node in _nodes(qmp) if node["node-name"] == name)
+
+
+def _add_secret(qmp: QmpClient, name: str, data: str) -> None:
+    qmp.execute("object-add", {"qom-type": "secret", "id": name, "data": data, "format": "base64"})
+
+
+def _header_bytes(qmp: QmpClient) -> int:
+    names = [str(export["id"]) for export in qmp.execute("query-block-exports")]
+    return next((int(name.removeprefix(f"{_EXPORT}-")) for name in names if name.startswith(f"{_EXPORT}-")), 0)

@@ -214,6 +214,13 @@ class Image:
                 break
         return extents
 
+    def read(self, offset: int, length: int) -> bytes:
+        """Return the bytes at ``offset`` as far as the image has them; few enough for one operation."""
+        end = min(offset + length, self.size_bytes)
+        if end <= offset:
+            return b""
+        return bytes(self._do("reading image", lambda: self._handle.read(offset, end - offset)))
+
     def _do(self, action: str, function: Callable[[], T]) -> T:
         step = f"{action} {self.spec}"
         with translated(step):

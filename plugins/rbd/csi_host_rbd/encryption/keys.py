@@ -36,7 +36,7 @@ from csi_host_rbd.encryption.state import (
     read_state,
     read_wrapped,
 )
-from csi_host_rbd.node.images import MARK_KEY
+from csi_host_rbd.node.marks import MARK_KEY
 
 
 class ImageInUseUnencrypted(FailedPrecondition):

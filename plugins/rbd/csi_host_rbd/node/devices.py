@@ -6,11 +6,13 @@ from dataclasses import replace
 
 from csi_host.access import VolumeAccess
 from csi_host.errors import FailedPrecondition
+from csi_host.process import Runner, run
 from csi_host.request import remaining_seconds
-from csi_host_rbd.attach.attacher import Attachment
+from csi_host_rbd.attach.attacher import Attacher, Attachment
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.ceph.image import Image
 from csi_host_rbd.errors import VolumeInUse, VolumeIsSecondary
+from csi_host_rbd.node.encrypted import EncryptedDevices
 from csi_host_rbd.node.images import NodeImage
 from csi_host_rbd.node.stash import Stash
 
@@ -24,25 +26,27 @@ _PAUSE_GROWTH = 1.4
 class Devices:
     """The devices of staged volumes; which image one is of, and through which mounter, is in the volume's stash.
 
+    A volume's device is the topmost one, which shows its data: of an encrypted volume what is opened, see encrypted.
     ``pause`` sleeps for a number of seconds.
     """
 
-    def __init__(self, attachers: Attachers, *, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, attachers: Attachers, *, run: Runner = run, pause: Callable[[float], None] = time.sleep) -> None:
         self._attachers = attachers
+        self._encrypted = EncryptedDevices(run)
         self._pause = pause
 
     def mounter_of(self, image: NodeImage) -> str:
         """Return the mounter that the image is to be attached with; raises what says that this node cannot."""
         # Two devices of one image on one node would not see each other's writes.
-        if there := self._attachers.serving(image.spec):
-            return there.name
-        with image.opened() as opened:
-            features = opened.features
-        return self._attachers.choose(image.mounter, features, try_others=image.wishes.try_other_mounters).name
+        attacher = self._attachers.serving(image.spec) or self._chosen(image)
+        if image.is_encrypted:
+            self._encrypted.check(attacher, image.handle)
+        return attacher.name
 
     def find(self, stash: Stash) -> Attachment | None:
         """Return the volume's device, None when it has none."""
-        return self._attachers.named(stash.mounter).find(stash.spec)
+        attacher = self._attachers.named(stash.mounter)
+        return self._encrypted.find(attacher, stash) if stash.encrypted else attacher.find(stash.spec)
 
     def revived(self, stash: Stash, image: NodeImage) -> Attachment | None:
         """Return the volume's device as ``find`` does, with a new server if the old one has died and that can be."""
@@ -67,32 +71,55 @@ class Devices:
         attacher = self._attachers.named(stash.mounter)
         # A filesystem with an unclean journal can be mounted read-only only where the journal can be replayed.
         read_only = access.mode.is_reader_only and (access.is_block or access.mode.is_multi_node)
+        request = image.attach_request(read_only=read_only, mounter=attacher.name)
+
+        def make_ready() -> None:
+            self._make_ready(attacher, stash, image, is_shared=access.mode.is_multi_node)
+
+        if stash.encrypted:
+            return self._encrypted.attach(attacher, stash, image, request, make_ready)
         if found and found.is_alive and found.read_only == read_only:
             if not read_only:
                 attacher.grow(stash.spec)
             return found.device
-        # A daemon that an earlier call left half made would count as somebody who uses the image.
-        attacher.detach(stash.spec, stash.unmap_options)
-        with image.opened() as opened:
-            _refuse_secondary(opened, image)
-            if not access.mode.is_multi_node:
-                self._wait_until_unused(opened, image)
-        return attacher.attach(image.attach_request(read_only=read_only, mounter=attacher.name)).device
+        make_ready()
+        return attacher.attach(request).device
 
     def detach(self, stash: Stash) -> None:
         """Take the volume's device away; fine when it has none. Raises DeviceInUse when it is still mounted."""
+        if stash.encrypted:
+            self._encrypted.detach(stash)
         self._attachers.named(stash.mounter).detach(stash.spec, stash.unmap_options)
 
     def detach_device(self, device: str) -> None:
         """Take a device away of which nothing else is known."""
-        if not any(attacher.detach_device(device) for attacher in self._attachers):
-            raise FailedPrecondition(
-                f"{device} was unmounted, but which image it shows is not known; detach it by hand"
-            )
+        for each in self._encrypted.detach_device(device):
+            if not any(attacher.detach_device(each) for attacher in self._attachers):
+                raise FailedPrecondition(
+                    f"{each} was unmounted, but which image it shows is not known; detach it by hand"
+                )
 
     def grow(self, stash: Stash, *, at_least: int = 0) -> int:
-        """Make the volume's device show the size that the image has now, and return that size; all in bytes."""
-        return self._attachers.named(stash.mounter).grow(stash.spec, at_least=at_least)
+        """Make the volume's device show the size that the image has now, and return the image's size; all in bytes."""
+        attacher = self._attachers.named(stash.mounter)
+        image_bytes = attacher.grow(stash.spec, at_least=at_least)
+        if stash.encrypted:
+            self._encrypted.grow(attacher, stash)
+        return image_bytes
+
+    def _chosen(self, image: NodeImage) -> Attacher:
+        with image.opened() as opened:
+            features = opened.features
+        return self._attachers.choose(image.mounter, features, try_others=image.wishes.try_other_mounters)
+
+    def _make_ready(self, attacher: Attacher, stash: Stash, image: NodeImage, *, is_shared: bool) -> None:
+        """Return when the image has no device here, and nobody else uses it who should not."""
+        # A daemon that an earlier call left half made would count as somebody who uses the image.
+        attacher.detach(stash.spec, stash.unmap_options)
+        with image.opened() as opened:
+            _refuse_secondary(opened, image)
+            if not is_shared:
+                self._wait_until_unused(opened, image)
 
     def _wait_until_unused(self, opened: Image, image: NodeImage) -> None:
         """Wait for others to let go of the image, as long as the caller can wait; raises VolumeInUse naming them."""

@@ -14,7 +14,6 @@ marks, may have formatted and used it. The one exception is an xfs that says its
 can have mounted it.
 """
 
-from collections.abc import Iterable
 from typing import Protocol
 
 from csi_host.errors import FailedPrecondition
@@ -46,8 +45,8 @@ class Marked(Protocol):
         """Replace the mark; it is on the cluster when this returns."""
         ...
 
-    def allocated_extents(self) -> Iterable[tuple[int, int]]:
-        """Return the (offset, length) in bytes of everything that was ever written."""
+    def prove_blank(self, filesystems: Filesystems, device: str) -> BlankProof:
+        """Return the proof that nothing is on the ``device`` that shows this image; raises what speaks against it."""
         ...
 
 
@@ -121,7 +120,7 @@ def _mark_formatted(image: Marked, kind: str) -> None:
 def _permission(filesystems: Filesystems, device: str, image: Marked) -> BlankProof:
     mark = image.read_mark()
     if mark is None:
-        return filesystems.prove_blank(device, image.allocated_extents())
+        return image.prove_blank(filesystems, device)
     if mark.split(" ")[0] == _FORMATTING:
         return filesystems.accept_unsigned(device)
     raise NotFormatted(

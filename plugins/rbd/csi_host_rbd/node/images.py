@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from csi_host.errors import FailedPrecondition, InvalidArgument
+from csi_host.kms import Passphrase
+from csi_host_common_node.filesystem import BlankProof, Filesystems
 from csi_host_rbd.attach.attacher import AttachRequest, ImageSpec
 from csi_host_rbd.backend import Backend, Cluster
 from csi_host_rbd.ceph.cluster import Pool
@@ -13,13 +15,24 @@ from csi_host_rbd.ceph.failures import PoolNotFound
 from csi_host_rbd.ceph.image import Image, open_image
 from csi_host_rbd.clusters import ClusterNotConfigured
 from csi_host_rbd.credentials import Credentials
+from csi_host_rbd.encryption.first_use import prove_unused
+from csi_host_rbd.encryption.keys import Keys
+from csi_host_rbd.encryption.luks_header import LuksHeader, read_header
+from csi_host_rbd.encryption.parameters import BLOCK, DEFAULT_KMS_ID, EncryptionParameters
+from csi_host_rbd.encryption.service import Encryption, differs
 from csi_host_rbd.errors import ClusterNotServed, VolumeNotFound
 from csi_host_rbd.node.map_wishes import MapWishes
+from csi_host_rbd.node.marks import MARK_KEY
 from csi_host_rbd.node.stash import Stash
 from csi_host_rbd.parameters import parse_bool
+from csi_host_rbd.reservations import Reservation
 from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
 
-MARK_KEY = "csi-host/filesystem"
+__all__ = ["MARK_KEY", "EncryptionDiffers", "NodeImage", "NodeImages"]
+
+
+class EncryptionDiffers(FailedPrecondition):
+    """The volume's context and the journal do not agree on how the volume is encrypted; the message names both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +40,8 @@ class NodeImage:
     """An image to stage, with what the volume's context says of it.
 
     ``is_static`` is a volume that an administrator made: it is never formatted.
-    ``mkfs_options`` "" are the defaults. ``handle`` is the volume's.
+    ``mkfs_options`` "" are the defaults. ``keys`` are where an encrypted volume's passphrase is, which is kept under
+    ``handle``; None for a volume that is not encrypted.
     """
 
     cluster: Cluster
@@ -39,6 +53,12 @@ class NodeImage:
     mkfs_options: str = ""
     handle: str = ""
     wishes: MapWishes = field(default_factory=MapWishes)
+    keys: Keys | None = None
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether what is on the image is encrypted."""
+        return self.keys is not None
 
     @property
     def spec(self) -> ImageSpec:
@@ -81,6 +101,7 @@ class NodeImage:
             mounter=mounter,
             fsid=self.cluster.connection.fsid,
             unmap_options=self.wishes.unmap_options.get(mounter, ""),
+            encrypted=self.is_encrypted,
         )
 
     @contextmanager
@@ -94,32 +115,66 @@ class NodeImage:
         with self.opened() as image:
             return image.allocated_extents()
 
+    def prove_blank(self, filesystems: Filesystems, device: str) -> BlankProof:
+        """Return the proof that nothing is on the ``device`` that shows this image, opened if it is encrypted."""
+        if self.is_encrypted:
+            return prove_unused(filesystems, device, self)
+        return filesystems.prove_blank(device, self.allocated_extents())
+
     def read_mark(self) -> str | None:
         """Return the mark that says whether the image has been formatted."""
-        with self.opened() as image:
-            return image.metadata().get(MARK_KEY)
+        return self.metadata().get(MARK_KEY)
 
     def write_mark(self, text: str) -> None:
         """Replace the mark; it is on the cluster when this returns."""
+        self.write_metadata(MARK_KEY, text)
+
+    def metadata(self) -> dict[str, str]:
+        """Return all metadata."""
+        with self.opened() as image:
+            return image.metadata()
+
+    def write_metadata(self, name: str, value: str | None) -> None:
+        """Replace one key of the metadata, or remove it; it is on the cluster when this returns."""
         with open_image(self.pool, name=self.name) as image:
-            image.set_metadata(MARK_KEY, text)
+            if value is None:
+                image.remove_metadata(name)
+            else:
+                image.set_metadata(name, value)
+
+    def passphrase(self) -> Passphrase:
+        """Return the passphrase of an encrypted volume; raises PassphraseNotFound, PassphraseUnreadable."""
+        if self.keys is None:
+            raise FailedPrecondition(f"volume {self.handle} is not encrypted")
+        return self.keys.passphrase(self.metadata(), self.handle)
+
+    def luks_header(self) -> LuksHeader | None:
+        """Return the LUKS header that the image has, None when it has none that is whole."""
+        with self.opened() as image:
+            return read_header(image.read)
+
+    def read_edges(self, start: int, length: int) -> list[bytes]:
+        """Return the ``length`` bytes at ``start``, and the last ones of the image."""
+        with self.opened() as image:
+            return [image.read(start, length), image.read(max(start, image.size_bytes - length), length)]
 
 
 class NodeImages:
     """Finds the image of a volume: through the journal, or by name where an administrator made the volume."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, encryption: Encryption) -> None:
         self._backend = backend
+        self._encryption = encryption
 
     @contextmanager
-    def find(self, volume_id: str, context: Mapping[str, str], credentials: Credentials) -> Iterator[NodeImage]:
-        """Yield the image, its cluster's connection being held for as long.
+    def find(
+        self, volume_id: str, context: Mapping[str, str], credentials: Credentials, secrets: Mapping[str, str]
+    ) -> Iterator[NodeImage]:
+        """Yield the image, its cluster's connection being held for as long; ``secrets`` are what a KMS may need.
 
-        Raises VolumeNotFound, ClusterNotServed, InvalidArgument naming what the context lacks, and what the cluster
-        fails with.
+        Raises VolumeNotFound, ClusterNotServed, InvalidArgument naming what the context lacks, EncryptionDiffers, and
+        what the cluster fails with.
         """
-        if _is_true(context, "encrypted"):
-            raise FailedPrecondition("volume_context[encrypted]: encrypted volumes are not served by this version")
         is_static = _is_true(context, "staticVolume")
         cluster_id = _required(context, "clusterID") if is_static else _parsed(volume_id).cluster_id
         with ExitStack() as connections:
@@ -127,22 +182,28 @@ class NodeImages:
                 cluster = connections.enter_context(self._backend.open(cluster_id, credentials))
             except ClusterNotConfigured as reason:
                 raise ClusterNotServed(f"volume_id: {reason}") from reason
-            pool, name = (
-                _static_place(cluster, volume_id, context) if is_static else self._place(cluster, _parsed(volume_id))
-            )
+            if is_static:
+                pool, name = _static_place(cluster, volume_id, context)
+                keys = self._encryption.keys_of_class(_encryption_of(context), secrets, owner="")
+            else:
+                reservation = self._reservation(cluster, _parsed(volume_id))
+                pool, name = reservation.pool, reservation.image_name
+                _check_context(context, reservation)
+                keys = self._encryption.keys_of(reservation, volume_id, secrets)
             yield NodeImage(
                 cluster=cluster,
                 pool=pool,
                 name=name,
                 credentials=credentials,
+                handle=volume_id,
+                keys=keys,
                 is_static=is_static,
                 mounter=context.get("mounter", ""),
                 mkfs_options=context.get("mkfsOptions", ""),
-                handle=volume_id,
                 wishes=MapWishes.of(context),
             )
 
-    def _place(self, cluster: Cluster, volume_id: VolumeId) -> tuple[Pool, str]:
+    def _reservation(self, cluster: Cluster, volume_id: VolumeId) -> Reservation:
         try:
             pool = cluster.pool_with_id(volume_id.pool_id)
         except PoolNotFound as reason:
@@ -150,7 +211,7 @@ class NodeImages:
         reservation = self._backend.journal(cluster, pool).read(volume_id.uuid)
         if reservation is None:
             raise VolumeNotFound(f"volume_id: the journal of pool {pool.name} does not know {volume_id}")
-        return reservation.pool, reservation.image_name
+        return reservation
 
 
 def _parsed(volume_id: str) -> VolumeId:
@@ -164,6 +225,26 @@ def _static_place(cluster: Cluster, volume_id: str, context: Mapping[str, str]) 
     # The handle is the image's name, but for volumes that were migrated from Kubernetes' own driver.
     name = _required(context, "imageName") if _is_true(context, "migration") else volume_id
     return cluster.pool(_required(context, "pool")), name
+
+
+def _encryption_of(context: Mapping[str, str]) -> EncryptionParameters | None:
+    if not _is_true(context, "encrypted"):
+        return None
+    encryption_type = context.get("encryptionType") or BLOCK
+    if encryption_type != BLOCK:
+        raise InvalidArgument(f"volume_context[encryptionType]: expected {BLOCK!r}, got {encryption_type!r}")
+    return EncryptionParameters(kms_id=context.get("encryptionKMSID") or DEFAULT_KMS_ID)
+
+
+def _check_context(context: Mapping[str, str], reservation: Reservation) -> None:
+    # The journal decides; a context that says otherwise is another volume's, or was changed by hand.
+    wanted = _encryption_of(context)
+    if difference := differs(wanted, reservation):
+        said = "not encrypted" if wanted is None else f"encrypted with the KMS {wanted.kms_id!r}"
+        raise EncryptionDiffers(
+            f"volume_context[encrypted]: by its context the volume is {said}, by the journal it is {difference}; it is "
+            "left as it is"
+        )
 
 
 def _required(context: Mapping[str, str], name: str) -> str:

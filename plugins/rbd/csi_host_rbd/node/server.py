@@ -12,6 +12,7 @@ from csi_host.services.messages import access_of, capacity_range_of
 from csi_host.services.node import NodeServer
 from csi_host_rbd.backend import Backend
 from csi_host_rbd.credentials import Credentials
+from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.errors import VolumeNotFound
 from csi_host_rbd.node.devices import Devices
 from csi_host_rbd.node.images import NodeImages
@@ -25,9 +26,9 @@ class RbdNodeServer(NodeServer):
 
     features: ClassVar[frozenset[str]] = frozenset({"SINGLE_NODE_MULTI_WRITER"})
 
-    def __init__(self, context: HostContext, *, backend: Backend, devices: Devices) -> None:
+    def __init__(self, context: HostContext, *, backend: Backend, encryption: Encryption, devices: Devices) -> None:
         super().__init__(context)
-        self._images = NodeImages(backend)
+        self._images = NodeImages(backend, encryption)
         self._volumes = NodeVolumes(run=context.run, devices=devices)
 
     def NodeStageVolume(
@@ -46,7 +47,9 @@ class RbdNodeServer(NodeServer):
         credentials = Credentials.from_secrets(request.secrets)
         with self.context.volume_locks.hold(request.volume_id):
             if not self._volumes.is_staged(staging, access):
-                with self._images.find(request.volume_id, request.volume_context, credentials) as image:
+                with self._images.find(
+                    request.volume_id, request.volume_context, credentials, request.secrets
+                ) as image:
                     self._volumes.stage(staging, access, image)
         return csi_pb2.NodeStageVolumeResponse()
 

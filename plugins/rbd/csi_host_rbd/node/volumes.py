@@ -159,7 +159,8 @@ class NodeVolumes:
         device = _device_of(mount)
         if not _is_block(mount):
             self._grower.grow(device, staging.target)
-        return size_bytes(device)
+        # A LUKS header is part of the volume's size, as the controller counts it, and not of the device's.
+        return image_bytes if stash.encrypted else size_bytes(device)
 
     def _is_served(self, stash: Stash, mount: Mount) -> bool:
         attachment = self._devices.find(stash)
