@@ -50,6 +50,32 @@ def test_attaching_twice_gives_one_device(workdir: Path, loops: LoopDevices) -> 
     loops.detach(device)
 
 
+def test_a_device_past_the_page_cache_sees_what_is_written_to_its_file(workdir: Path, loops: LoopDevices) -> None:
+    file = _file(workdir / "file")
+    device = loops.attach(file, direct=True)
+    assert Path("/sys/block", Path(device).name, "loop/dio").read_text().strip() == "1"
+    for text in ("one", "two"):
+        page = text[0] * 4096
+        run(["dd", f"of={file}", "oflag=direct", "conv=notrunc", "bs=4096", "status=none"], timeout=10, stdin=page)
+        assert (
+            run(["dd", f"if={device}", "iflag=direct", "bs=4096", "count=1", "status=none"], timeout=10).stdout == page
+        )
+    loops.detach(device)
+
+
+def test_a_file_that_cannot_be_read_past_the_page_cache_is_refused_and_nothing_stays(
+    workdir: Path, loops: LoopDevices
+) -> None:
+    place = workdir / "ramfs"
+    place.mkdir()
+    run(["mount", "-t", "ramfs", "none", str(place)], timeout=10)
+    file = _file(place / "file")
+    with pytest.raises(ProcessError, match="Invalid argument"):
+        loops.attach(file, direct=True)
+    assert loops.find(file) == []
+    run(["umount", str(place)], timeout=10)
+
+
 def test_a_read_only_device_refuses_writes(workdir: Path, loops: LoopDevices) -> None:
     device = loops.attach(_file(workdir / "file"), read_only=True)
     assert is_read_only(device)

@@ -21,7 +21,7 @@ from csi_host_common_node.filesystem import (
 from csi_host_common_node.mounter import Mounter
 
 MIB = 1024**2
-FS_SIZE = {"ext4": 64 * MIB, "ext3": 64 * MIB, "xfs": 320 * MIB}
+FS_SIZE = {"ext4": 64 * MIB, "ext3": 64 * MIB, "xfs": 320 * MIB, "btrfs": 128 * MIB}
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def filesystems() -> Filesystems:
     return Filesystems(run)
 
 
-@pytest.mark.parametrize("fs_type", ["ext4", "ext3", "xfs"])
+@pytest.mark.parametrize("fs_type", ["ext4", "ext3", "xfs", "btrfs"])
 def test_a_blank_device_is_formatted_and_can_be_mounted(
     make_disk: Callable[..., Any], workdir: Path, filesystems: Filesystems, mounter: Mounter, fs_type: str
 ) -> None:

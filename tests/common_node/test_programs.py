@@ -14,7 +14,7 @@ def test_programs_that_are_there_pass() -> None:
     require(["mount", "umount"], find=lambda name: f"/bin/{name}")
 
 
-@pytest.mark.parametrize("fs_type", ["ext3", "ext4", "xfs", "iso9660"])
+@pytest.mark.parametrize("fs_type", ["btrfs", "ext3", "ext4", "xfs", "iso9660"])
 def test_what_a_filesystem_needs_has_a_package_and_is_installed_here(fs_type: str) -> None:
     assert set(needed_for(fs_type)) <= set(PACKAGES)
     require(needed_for(fs_type), find=shutil.which)

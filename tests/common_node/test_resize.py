@@ -29,13 +29,14 @@ def _total(place: Path) -> int:
     return usage.total
 
 
-def test_an_xfs_grows_while_it_is_mounted(
-    make_disk: Callable[..., Any], workdir: Path, mounter: Mounter, grower: Grower
+@pytest.mark.parametrize("fs_type", ["xfs", "btrfs"])
+def test_an_xfs_or_btrfs_grows_while_it_is_mounted(
+    make_disk: Callable[..., Any], workdir: Path, mounter: Mounter, grower: Grower, fs_type: str
 ) -> None:
     disk, place = make_disk(320 * MIB), workdir / "mounted"
     place.mkdir()
-    Filesystems(run).format(disk.device, "xfs")
-    mounter.mount(disk.device, place, "xfs")
+    Filesystems(run).format(disk.device, fs_type)
+    mounter.mount(disk.device, place, fs_type)
     (place / "file").write_bytes(b"data" * 1000)
     before = _total(place)
     assert not grower.needs_growing(disk.device, place)
@@ -48,9 +49,12 @@ def test_an_xfs_grows_while_it_is_mounted(
     mounter.unmount(place)
 
 
-def test_an_xfs_that_is_not_mounted_waits_until_it_is(make_disk: Callable[..., Any], grower: Grower) -> None:
+@pytest.mark.parametrize("fs_type", ["xfs", "btrfs"])
+def test_what_grows_online_only_waits_until_it_is_mounted(
+    make_disk: Callable[..., Any], grower: Grower, fs_type: str
+) -> None:
     disk = make_disk(320 * MIB)
-    Filesystems(run).format(disk.device, "xfs")
+    Filesystems(run).format(disk.device, fs_type)
     disk.resize(448 * MIB)
     assert not grower.needs_growing(disk.device)
     grower.grow(disk.device)
@@ -142,6 +146,21 @@ def test_the_mount_of_another_device_is_not_grown_by_mistake(
     Filesystems(run).format(other.device, "ext4")
     with pytest.raises(FailedPrecondition, match=str(staged)):
         grower.grow(other.device, staged)
+
+
+def test_a_btrfs_of_several_devices_is_not_grown(
+    make_disk: Callable[..., Any], workdir: Path, mounter: Mounter, grower: Grower
+) -> None:
+    first, second, place = make_disk(320 * MIB), make_disk(320 * MIB), workdir / "mounted"
+    place.mkdir()
+    Filesystems(run).format(first.device, "btrfs")
+    mounter.mount(first.device, place, "btrfs")
+    run(["btrfs", "device", "add", "-K", second.device, str(place)], timeout=60)
+    first.resize(448 * MIB)
+    with pytest.raises(FailedPrecondition, match="2 devices"):
+        grower.grow(first.device, place)
+    run(["btrfs", "device", "remove", second.device, str(place)], timeout=60)
+    mounter.unmount(place)
 
 
 def test_the_capabilities_are_those_of_the_kernel() -> None:

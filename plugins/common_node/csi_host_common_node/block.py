@@ -10,6 +10,7 @@ from csi_host.node.devices import is_read_only, size_bytes
 from csi_host.node.mounts import StrPath, mounts_of_device, resolve_parent
 from csi_host.process import ProcessError, Runner
 from csi_host_common_node.holders import users_of
+from csi_host_common_node.programs import require
 
 __all__ = ["LoopBusy", "LoopDevices", "is_read_only", "size_bytes"]
 
@@ -36,10 +37,12 @@ class LoopDevices:
         self._detach_seconds = detach_seconds
         self._pause = pause
 
-    def attach(self, file: StrPath, read_only: bool = False) -> str:
+    def attach(self, file: StrPath, read_only: bool = False, *, direct: bool = False) -> str:
         """Return the loop device on ``file``; made unless there is one, as two on one file miss each other's writes.
 
-        Raises FailedPrecondition when the file is attached for the other kind of access, and ProcessError.
+        ``direct`` has a new device read and write past the file's page cache, which does not hear of what others write
+        to what is behind the file. Raises FailedPrecondition when the file is attached for the other kind of access,
+        or cannot be read past its cache, and ProcessError.
         """
         if existing := self.find(file):
             if is_going(existing[0]):
@@ -52,9 +55,13 @@ class LoopDevices:
             return existing[0]
         # Without --nooverlap: it looks into every other loop device and hangs with one whose backing does not answer.
         argv = ["losetup", "--find", "--show", *(["--read-only"] if read_only else [])]
+        argv += ["--direct-io=on"] if direct else []
         device = self._attach([*argv, "--", resolve_parent(file)])
         if not read_only:
             self._make_writable(device, file)
+        if direct and _attribute(device, "dio") != "1":
+            self.detach(device)
+            raise FailedPrecondition(f"{os.fspath(file)} cannot be attached past its page cache (direct I/O)")
         return device
 
     def find(self, file: StrPath) -> list[str]:
@@ -71,6 +78,7 @@ class LoopDevices:
         backing = backing_file(device)
         if backing is None:
             return
+        require(["losetup"])
         try:
             self._run(["losetup", "--detach", os.fspath(device)], timeout=_SECONDS)
         except ProcessError:
@@ -85,11 +93,13 @@ class LoopDevices:
 
     def grow(self, device: StrPath) -> None:
         """Make the loop device take the size its file has now; raises ProcessError."""
+        require(["losetup"])
         self._run(["losetup", "--set-capacity", os.fspath(device)], timeout=_SECONDS)
 
     def _make_writable(self, device: str, file: StrPath) -> None:
         if not is_read_only(device):
             return
+        require(["blockdev"])
         # BLKROSET outlives the file that was attached when somebody set it.
         self._run(["blockdev", "--setrw", device], timeout=_SECONDS)
         if is_read_only(device):
@@ -97,6 +107,7 @@ class LoopDevices:
             raise FailedPrecondition(f"{os.fspath(file)} cannot be attached for writing: it can only be read")
 
     def _attach(self, argv: list[str]) -> str:
+        require(["losetup"])
         # Another process can take the free device between its choice and its use, and a device file can be late.
         for tries_left in reversed(range(_TRIES)):
             try:
@@ -112,10 +123,7 @@ class LoopDevices:
 
 def backing_file(device: StrPath) -> str | None:
     """Return the path of the file behind a loop device as the kernel shows it, None when there is none."""
-    try:
-        return os.fsdecode((Path("/sys/block") / Path(device).name / "loop/backing_file").read_bytes()).rstrip("\n")
-    except OSError:
-        return None
+    return _attribute(device, "backing_file")
 
 
 def is_going(device: StrPath) -> bool:
@@ -123,10 +131,14 @@ def is_going(device: StrPath) -> bool:
 
     Such a device must not be used any more, as its name may be another file's a moment later.
     """
+    return _attribute(device, "autoclear") == "1"
+
+
+def _attribute(device: StrPath, name: str) -> str | None:
     try:
-        return (Path("/sys/block") / Path(device).name / "loop/autoclear").read_text().strip() == "1"
+        return os.fsdecode((Path("/sys/block") / Path(device).name / "loop" / name).read_bytes()).rstrip("\n")
     except OSError:
-        return False
+        return None
 
 
 def _attached() -> list[tuple[str, str]]:

@@ -11,8 +11,9 @@ from csi_host.node.mounts import StrPath
 from csi_host.process import ProcessError, Runner
 from csi_host.request import seconds_for
 from csi_host_common_node.blank import BlankProof, DeviceNotBlank, identify, read_blank
+from csi_host_common_node.patience import DeviceSilent, Patience
 from csi_host_common_node.programs import needed_for, require
-from csi_host_common_node.reading import DeviceReader, DeviceUnclear
+from csi_host_common_node.reading import DeviceUnclear, read_beginning
 from csi_host_common_node.sparse import Extent
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "BlankProof",
     "Content",
     "DeviceNotBlank",
+    "DeviceSilent",
     "DeviceUnclear",
     "FilesystemDamaged",
     "Filesystems",
@@ -33,6 +35,7 @@ _MKFS_OPTIONS: Final = {
     "ext4": ("-m0", "-Enodiscard,lazy_itable_init=1,lazy_journal_init=1"),
     "ext3": ("-m0", "-Enodiscard"),
     "xfs": ("-K",),
+    "btrfs": ("-K",),
 }
 _BLKID_SECONDS = 30.0
 _BLKID_FOUND_NOTHING = 2
@@ -64,7 +67,7 @@ Content = Blank | Has
 
 
 class Filesystems:
-    """Probes, formats and checks devices with the programs of util-linux, e2fsprogs and xfsprogs.
+    """Probes, formats and checks devices with the programs of util-linux, e2fsprogs, xfsprogs and btrfs-progs.
 
     ``blank_seconds`` is how long the reading of a device may take that is to be proven blank.
     """
@@ -75,17 +78,18 @@ class Filesystems:
         *,
         blank_seconds: float = 90.0,
         require: Callable[[Iterable[str]], None] = require,
+        patience: Patience | None = None,
     ) -> None:
         self._run = run
+        self._patience = patience or Patience()
         self._blank_seconds = blank_seconds
         self._require = require
 
     def content_of(self, device: StrPath) -> Content:
-        """Return what blkid finds on ``device``; whatever is not a clear answer raises DeviceUnclear."""
+        """Return what blkid finds on ``device``; what is no clear answer raises DeviceUnclear or DeviceSilent."""
         name = os.fspath(device)
-        with DeviceReader(name) as reader:
-            # blkid says "nothing found" also of a device that is missing or cannot be read.
-            reader.read(0, min(reader.size_bytes, 1024**2))
+        # blkid says "nothing found" also of a device that is missing or cannot be read.
+        self._patience.look(name, lambda: read_beginning(name), at_most=_BLKID_SECONDS)
         try:
             argv = ["blkid", "--probe", "--output", "export", "--", name]
             timeout = seconds_for(f"probing {name}", at_most=_BLKID_SECONDS)
@@ -101,7 +105,10 @@ class Filesystems:
         """
         self._refuse_signature(device)
         seconds = seconds_for(f"reading {os.fspath(device)}", at_most=self._blank_seconds)
-        return read_blank(device, extents, seconds=seconds)
+        # Slow is told from silent: what is read so far is said by the reader, which gets the time to say it.
+        return self._patience.look(
+            device, lambda: read_blank(device, extents, seconds=seconds), at_most=seconds + _BLKID_SECONDS
+        )
 
     def accept_unsigned(self, device: StrPath) -> BlankProof:
         """Return the permission to format a device without a signature, whatever else is on it.
@@ -109,7 +116,7 @@ class Filesystems:
         Only for a caller with a record that its own mkfs was cut off there before anything could mount it.
         """
         self._refuse_signature(device)
-        return identify(device)
+        return self._identify(device)
 
     def format(
         self,
@@ -131,7 +138,7 @@ class Filesystems:
         if proof is None:
             proof = self.prove_blank(device)
         self._refuse_signature(device)
-        if identify(device) != proof:
+        if self._identify(device) != proof:
             raise DeviceUnclear(f"{os.fspath(device)} is not the device that was proven blank; it is not formatted")
         words += ["-L", label] if label else []
         words += self._compatible_words(fs_type, words)
@@ -143,7 +150,7 @@ class Filesystems:
     def check(self, device: StrPath, fs_type: str) -> None:
         """Repair what can be repaired without a question before an unmounted filesystem is mounted.
 
-        ext3 and ext4 only: xfs replays its log when it is mounted. Raises FilesystemDamaged.
+        ext3 and ext4 only: xfs and btrfs replay their logs when they are mounted. Raises FilesystemDamaged.
         """
         if not fs_type.startswith("ext"):
             return
@@ -158,6 +165,19 @@ class Filesystems:
                 f"{os.fspath(device)}: the {fs_type} filesystem has errors that are not repaired unasked; run "
                 f"e2fsck on it by hand, then try again: {error}"
             ) from error
+
+    def repair(self, device: StrPath) -> None:
+        """Answer every question of e2fsck with yes, on an ext that is not mounted.
+
+        Only for a caller with a record that the filesystem was sound and that its own growth of it was cut off since,
+        which leaves the resize inode and the counts of free blocks wrong. Raises ProcessError.
+        """
+        self._require(["e2fsck"])
+        argv = ["e2fsck", "-f", "-y", "--", os.fspath(device)]
+        self._run(argv, timeout=_CHANGE_SECONDS, ok_codes=range(_REPAIRED_AT_MOST + 1))
+
+    def _identify(self, device: StrPath) -> BlankProof:
+        return self._patience.look(device, lambda: identify(device), at_most=_BLKID_SECONDS)
 
     def _refuse_signature(self, device: StrPath) -> None:
         content = self.content_of(device)

@@ -5,16 +5,20 @@ import stat
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from csi_host.errors import Aborted, CsiError, FailedPrecondition, Internal, InvalidArgument
 from csi_host.node.mounts import Mount, StrPath, location_of, mount_at, read_mounts, resolve_parent, split_options
 from csi_host.process import ProcessError, Runner
 from csi_host_common_node.holders import users_of
+from csi_host_common_node.programs import require
 
 # Replaying a journal over a slow network takes its time, and a killed mount(8) leaves the kernel at it.
 _MOUNT_SECONDS = 600.0
 _UNMOUNT_SECONDS = 120.0
 _STACKED_AT_MOST = 64
+
+MOUNT_PROGRAMS: Final = ("mount", "umount")
 
 # What a bind mount can have of its own (mount(2), MS_REMOUNT | MS_BIND); all else belongs to the filesystem.
 _BIND_OPTIONS = frozenset(
@@ -81,6 +85,7 @@ class Mounter:
         raise Internal(f"{os.fspath(target)}: more than {_STACKED_AT_MOST} mounts on top of each other")
 
     def _mount(self, kind: Sequence[str], source: StrPath, target: StrPath, words: Sequence[str]) -> None:
+        require(MOUNT_PROGRAMS)
         place = resolve_parent(target)
         _check_free(place)
         # Canonicalizing is done: mount(8) itself would look into what may be a dead mount.
@@ -104,6 +109,7 @@ class Mounter:
             raise _explained(error) from error
 
     def _unmount_top(self, target: StrPath) -> None:
+        require(["umount"])
         place = resolve_parent(target)
         before = read_mounts()
         try:

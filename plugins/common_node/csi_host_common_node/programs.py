@@ -9,6 +9,7 @@ from csi_host.errors import FailedPrecondition
 PACKAGES: Final = {
     "blkid": "util-linux",
     "blockdev": "util-linux",
+    "btrfs": "btrfs-progs",
     "ceph": "ceph-common",
     "ceph-authtool": "ceph-common",
     "ceph-mgr": "ceph-mgr",
@@ -20,6 +21,7 @@ PACKAGES: Final = {
     "fsck": "util-linux",
     "fusermount3": "fuse3",
     "losetup": "mount",
+    "mkfs.btrfs": "btrfs-progs",
     "mkfs.ext3": "e2fsprogs",
     "mkfs.ext4": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",
@@ -39,6 +41,7 @@ PACKAGES: Final = {
 }
 
 _FOR_FILESYSTEM: Final = {
+    "btrfs": ("mkfs.btrfs", "btrfs"),
     "ext3": ("mkfs.ext3", "e2fsck", "resize2fs"),
     "ext4": ("mkfs.ext4", "e2fsck", "resize2fs"),
     "xfs": ("mkfs.xfs", "xfs_growfs"),

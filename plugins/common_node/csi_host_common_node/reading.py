@@ -21,7 +21,8 @@ class DeviceUnclear(FailedPrecondition):
     """It cannot be told what is on the device, which is no permission to format it."""
 
 
-def _identity_of(found: os.stat_result) -> tuple[int, int]:
+def identity_of(found: os.stat_result) -> tuple[int, int]:
+    """Return what tells a device or file from another one that gets its name later."""
     if not stat.S_ISBLK(found.st_mode):
         return found.st_dev, found.st_ino
     # A loop device keeps its number when another file is attached to it; the kernel counts that (since 5.15).
@@ -53,7 +54,7 @@ class DeviceReader:
             self.descriptor = self._open_descriptor()
             self._open.callback(os.close, self.descriptor)
             found = os.fstat(self.descriptor)
-            self.identity = _identity_of(found)
+            self.identity = identity_of(found)
             self.size_bytes = os.lseek(self.descriptor, 0, os.SEEK_END)
             if self.size_bytes == 0:
                 raise DeviceUnclear(f"{self.name} has no size: it is not attached to anything")
@@ -110,3 +111,9 @@ class DeviceReader:
             raise DeviceUnclear(
                 f"{self.name} cannot be {verb}: {why}. Nothing is written to it; mend the device, then try again"
             ) from error
+
+
+def read_beginning(device: StrPath) -> None:
+    """Read the first MiB for nothing but to see that it can be read; raises DeviceUnclear."""
+    with DeviceReader(device) as reader:
+        reader.read(0, min(reader.size_bytes, 1024**2))

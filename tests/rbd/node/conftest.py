@@ -1,6 +1,7 @@
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import rbd
 
 from csi_host.node.stats import volume_stats
 from csi_host_rbd.devcluster import DevCluster
-from csi_host_rbd.testing.node_kit import ImageOf, Kit, Node, Refused
+from csi_host_rbd.testing.node_kit import FakeProgram, ImageOf, Kit, Node, Refused, Unchanged, content
 from csi_host_rbd.testing.pools import PoolView
 from csi_host_rbd.testing.rig import rbd_rig
 
@@ -57,10 +58,65 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture
-def node(ceph: DevCluster, directory: Path) -> Iterator[Node]:
+def unchanged(image_of: ImageOf) -> Unchanged:
+    """Return a function that says whether an image still is what it was when it was asked about first."""
+
+    def remember(kit: Kit) -> Callable[[], bool]:
+        with image_of(kit, read_only=True) as image:
+            before = content(image)
+
+        def check() -> bool:
+            with image_of(kit, read_only=True) as image:
+                return content(image) == before
+
+        return check
+
+    return remember
+
+
+@pytest.fixture
+def fake_program(directory: Path, monkeypatch: pytest.MonkeyPatch) -> FakeProgram:
+    """Put a shell script before the real program of that name."""
+    programs = directory / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+    def make(name: str, script: str) -> None:
+        path = programs / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    return make
+
+
+@contextmanager
+def node_in(ceph: DevCluster, directory: Path) -> Iterator[Node]:
     # A pool of its own would cost each test seconds; no test here lists a pool.
     pool = PoolView(cluster=ceph, name=ceph.pool)
     with rbd_rig(pool, directory, volume_stats=volume_stats) as rig:
         one = Node(rig=rig, directory=directory)
         yield one
         one.clear()
+
+
+@pytest.fixture
+def node(ceph: DevCluster, directory: Path) -> Iterator[Node]:
+    with node_in(ceph, directory) as one:
+        yield one
+
+
+@pytest.fixture
+def second_node(ceph: DevCluster) -> Iterator[Node]:
+    """Another node of the cluster: its own csi-host, its own storage daemons."""
+    directory = Path(tempfile.mkdtemp(prefix="csi-n-"))
+    with node_in(ceph, directory) as one:
+        yield one
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def short_watches(ceph: DevCluster) -> Iterator[None]:
+    """Have the cluster forget a dead client sooner than after the usual 30 s."""
+    ceph.ceph("config", "set", "osd", "osd_client_watch_timeout", "6")
+    yield
+    ceph.ceph("config", "rm", "osd", "osd_client_watch_timeout")

@@ -1,11 +1,8 @@
 """A node formats what is proven blank, once, and nothing else; what it refuses keeps every byte."""
 
-import hashlib
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -14,7 +11,7 @@ from csi_host.node.mounts import mount_at
 from csi_host.process import run
 from csi_host.proto import csi_pb2
 from csi_host_rbd.node.images import MARK_KEY
-from csi_host_rbd.testing.node_kit import ImageOf, Kit, Node, Refused
+from csi_host_rbd.testing.node_kit import FakeProgram, ImageOf, Kit, Node, Refused, Unchanged, content
 from csi_host_rbd.testing.rig import block, mounted
 
 pytestmark = [pytest.mark.ceph, pytest.mark.root]
@@ -22,34 +19,7 @@ pytestmark = [pytest.mark.ceph, pytest.mark.root]
 MIB = 1024**2
 GIB = 1024**3
 
-Unchanged = Callable[[Kit], Callable[[], bool]]
-FakeProgram = Callable[[str, str], None]
 MODE = csi_pb2.VolumeCapability.AccessMode
-
-
-def content(image: Any) -> str:
-    """Return the checksum of everything in an image."""
-    digest = hashlib.sha256()
-    for offset in range(0, image.size(), 4 * MIB):
-        digest.update(image.read(offset, 4 * MIB))
-    return digest.hexdigest()
-
-
-@pytest.fixture
-def unchanged(image_of: ImageOf) -> Unchanged:
-    """Return a function that says whether an image still is what it was when it was asked about first."""
-
-    def remember(kit: Kit) -> Callable[[], bool]:
-        with image_of(kit, read_only=True) as image:
-            before = content(image)
-
-        def check() -> bool:
-            with image_of(kit, read_only=True) as image:
-                return content(image) == before
-
-        return check
-
-    return remember
 
 
 def put(image_of: ImageOf, kit: Kit, offset: int, data: bytes) -> None:
@@ -259,21 +229,6 @@ def test_a_static_volume_with_a_filesystem_lives_as_any_other(node: Node) -> Non
     one.unpublish()
     one.unstage()
     assert MARK_KEY not in kit.metadata()
-
-
-@pytest.fixture
-def fake_program(directory: Path, monkeypatch: pytest.MonkeyPatch) -> FakeProgram:
-    """Put a shell script before the real program of that name."""
-    programs = directory / "bin"
-    programs.mkdir()
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-
-    def make(name: str, script: str) -> None:
-        path = programs / name
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
-
-    return make
 
 
 @pytest.mark.parametrize("exit_code", [1, 3, 4, 8, 127])

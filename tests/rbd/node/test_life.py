@@ -52,7 +52,7 @@ def may_grow_mounted_ext() -> bool:
     return bool(effective_capabilities() >> CAP_SYS_RESOURCE & 1)
 
 
-@pytest.mark.parametrize("fs_type", ["ext4", "ext3", "xfs"])
+@pytest.mark.parametrize("fs_type", ["ext4", "ext3", "xfs", "btrfs"])
 def test_a_file_survives_everything_that_is_done_with_its_volume(node: Node, fs_type: str) -> None:
     kit = node.make_volume(mounted(fs_type=fs_type))
     kit.stage()
@@ -76,7 +76,7 @@ def test_a_file_survives_everything_that_is_done_with_its_volume(node: Node, fs_
 def grow(kit: Kit, size: int, fs_type: str) -> None:
     """Grow as kubelet does. A mounted ext needs a capability that not every machine gives; staging grows it then."""
     kit.grow_image(size)
-    if fs_type == "xfs" or may_grow_mounted_ext():
+    if fs_type in {"xfs", "btrfs"} or may_grow_mounted_ext():
         assert kit.expand(size) == size
         assert filesystem_bytes(kit.target()) > 1.8 * GIB
         return
@@ -182,7 +182,7 @@ def test_stats_of_a_block_volume_tell_its_size(node: Node) -> None:
 
 
 def test_the_filesystem_is_as_big_as_an_image_that_grew_while_it_was_away(node: Node) -> None:
-    for fs_type in ("ext4", "xfs"):
+    for fs_type in ("ext4", "xfs", "btrfs"):
         kit = node.make_volume(mounted(fs_type=fs_type))
         kit.stage()
         kit.unstage()

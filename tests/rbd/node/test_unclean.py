@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,26 +9,17 @@ import pytest
 from csi_host.node.mounts import mount_at
 from csi_host.node.stats import volume_stats
 from csi_host.process import run
-from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.node.stash import STASH_NAME
 from csi_host_rbd.testing.node_kit import Kit, Node, Refused
 from csi_host_rbd.testing.rig import block, mounted, rbd_rig
 
-pytestmark = [pytest.mark.ceph, pytest.mark.root]
+pytestmark = [pytest.mark.ceph, pytest.mark.root, pytest.mark.usefixtures("short_watches")]
 
 GIB = 1024**3
 
 
 def unmount(path: Path) -> None:
     run(["umount", str(path)], timeout=20)
-
-
-@pytest.fixture(autouse=True)
-def short_watches(ceph: DevCluster) -> Iterator[None]:
-    """Have the cluster forget a dead client sooner than after the usual 30 s."""
-    ceph.ceph("config", "set", "osd", "osd_client_watch_timeout", "6")
-    yield
-    ceph.ceph("config", "rm", "osd", "osd_client_watch_timeout")
 
 
 @pytest.fixture

@@ -168,7 +168,8 @@ class QemuAttacher:
         self._tear_down(home)
         try:
             self._daemon(home).start(request)
-            return self._loops.attach(home.export, read_only=request.read_only)
+            # Other nodes write to the image too, and a page cached twice is a page wasted.
+            return self._loops.attach(home.export, read_only=request.read_only, direct=True)
         except Exception as error:
             undo([lambda: self._tear_down(home), home.path.rmdir], error)
             raise

@@ -6,6 +6,8 @@ A mark in the image's metadata is a second witness beside the device's own conte
 * ``formatting <type>``, written before mkfs: an mkfs was begun and perhaps cut off, and nobody can have mounted what
   it left, so an image without a signature is formatted again although it is not all zero;
 * ``raw``, written in its place when the volume is used as a block device: what is on it then is the user's;
+* ``growing <type>``, written between a full check and an offline growth: what is wrong is that growth's doing (see
+  growing); otherwise it says as much as the next one;
 * ``formatted <type>``, written after mkfs and before the first mount: there is a filesystem, so an image that looks
   blank is never formatted, nor is one with a mark that is none of these.
 
@@ -20,10 +22,20 @@ from csi_host.errors import FailedPrecondition
 from csi_host.node.mounts import mounts_of_device
 from csi_host_common_node.filesystem import DEFAULT_FS_TYPE, BlankProof, Filesystems, Has
 from csi_host_common_node.unfinished import erase_unfinished_xfs
+from csi_host_rbd.node.staged import FILESYSTEMS
 
 _FORMATTING = "formatting"
-_FORMATTED = "formatted"
 _RAW = "raw"
+
+
+def formatted(kind: str) -> str:
+    """Return the mark of an image with a filesystem of a type."""
+    return f"formatted {kind}"
+
+
+def growing(kind: str) -> str:
+    """Return the mark of an image whose filesystem, which is not mounted, is being grown."""
+    return f"growing {kind}"
 
 
 class NotFormatted(FailedPrecondition):
@@ -61,9 +73,9 @@ def ensure_filesystem(
 ) -> str:
     """Return the type of the filesystem on ``device``, made if there is none and nothing speaks against it.
 
-    ``fs_type`` "" takes any that is there, and ext4 where there is none. ``never_because`` is the reason why this
-    volume is never written to by the driver, "" for one that may be. Raises NotFormatted, OtherFilesystem, and what
-    the proof fails with.
+    ``fs_type`` "" takes any of FILESYSTEMS that is there, and ext4 where there is none. ``never_because`` is the
+    reason why this volume is never written to by the driver, "" for one that may be. Raises NotFormatted,
+    OtherFilesystem, and what the proof fails with.
     """
     content = filesystems.content_of(device)
     if isinstance(content, Has) and not never_because and _erase_unfinished(device, image, content):
@@ -79,7 +91,7 @@ def ensure_filesystem(
     wanted = fs_type or DEFAULT_FS_TYPE
     image.write_mark(f"{_FORMATTING} {wanted}")
     filesystems.format(device, wanted, mkfs_options, proof=proof)
-    image.write_mark(f"{_FORMATTED} {wanted}")
+    image.write_mark(formatted(wanted))
     return wanted
 
 
@@ -104,6 +116,11 @@ def _refuse_other(device: str, content: Has, fs_type: str) -> None:
         raise OtherFilesystem(
             f"{device} holds a partition table ({content.kind}), expected a filesystem; left as it is"
         )
+    if not fs_type and content.kind not in FILESYSTEMS:
+        raise OtherFilesystem(
+            f"{device} holds {content.kind}, expected one of the filesystems {', '.join(sorted(FILESYSTEMS))}; it is "
+            "left as it is"
+        )
     if fs_type and content.kind != fs_type:
         raise OtherFilesystem(
             f"fs_type: the volume holds {content.kind}, but {fs_type} was asked for; it is left as it is. Ask for "
@@ -112,9 +129,8 @@ def _refuse_other(device: str, content: Has, fs_type: str) -> None:
 
 
 def _mark_formatted(image: Marked, kind: str) -> None:
-    mark = f"{_FORMATTED} {kind}"
-    if image.read_mark() != mark:
-        image.write_mark(mark)
+    if image.read_mark() not in {formatted(kind), growing(kind)}:
+        image.write_mark(formatted(kind))
 
 
 def _permission(filesystems: Filesystems, device: str, image: Marked) -> BlankProof:

@@ -6,31 +6,37 @@ What a failure leaves, and who mends it:
 * a step of ``stage`` fails: what this call made is undone; what cannot be undone turns the error into a non-final one;
 * the process dies within ``stage``: the retry finds the device, formats only what it may (see formatting) and mounts;
 * it dies within ``unstage``: the retry finds no mount, and detaches what the stash names; the stash goes last;
+* the stash is lost: a mount says which device it is, which is noted before ``unstage`` unmounts it;
 * what serves the device has died below the mount: ``stage`` unmounts and attaches anew, ``unstage`` takes it away;
+* a growth is cut off: the filesystem is smaller than its device, and grows on when it is staged or expanded next;
+* a device stops answering: what is read of it here is given up in time, a program is killed, its lock comes free;
 * a reboot left a stash and a plain directory: ``publish`` refuses, ``stage`` and ``unstage`` go on from there.
 """
 
 from pathlib import Path
 
 from csi_host.access import AccessMode, VolumeAccess
-from csi_host.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from csi_host.errors import FailedPrecondition, InvalidArgument
 from csi_host.node.devices import size_bytes
-from csi_host.node.mounts import Mount, mounts_of_device, split_options
+from csi_host.node.mounts import Mount, mounts_of_device
 from csi_host.process import Runner
 from csi_host_common_node import volumes
 from csi_host_common_node.filesystem import DEFAULT_FS_TYPE, Filesystems
-from csi_host_common_node.mounter import Mounter
+from csi_host_common_node.mounter import MOUNT_PROGRAMS, Mounter
 from csi_host_common_node.programs import needed_for, require
 from csi_host_common_node.resize import Grower
 from csi_host_rbd.attach.attacher import DeviceInUse
 from csi_host_rbd.attach.cleanup import Rollback
 from csi_host_rbd.node.devices import Devices
 from csi_host_rbd.node.formatting import ensure_filesystem, mark_raw
+from csi_host_rbd.node.growing import make_ready
 from csi_host_rbd.node.images import NodeImage
+from csi_host_rbd.node.lost_stash import forget_device, note_device, noted_device
+from csi_host_rbd.node.mounting import mount_filesystem
+from csi_host_rbd.node.staged import FILESYSTEMS, device_of, is_block, refuse_otherwise, wants_read_only
 from csi_host_rbd.node.staging import Staging
 from csi_host_rbd.node.stash import Stash, StashUnreadable, remove_stash, write_stash
 
-_FILESYSTEMS = frozenset({"ext3", "ext4", "xfs"})
 _DIRECTORY_MODE = 0o750
 _FILE_MODE = 0o600
 
@@ -59,8 +65,8 @@ class NodeVolumes:
     def is_staged(self, staging: Staging, access: VolumeAccess) -> bool:
         """Whether nothing is left to do: mounted, served by something alive, and known to the stash.
 
-        Raises AlreadyExists when it is staged as the other of filesystem and block device, or read-only and is wanted
-        for writing; OtherVolumeStaged when another volume is staged at the path.
+        Raises AlreadyExists when it is staged in another way, see ``refuse_otherwise``; OtherVolumeStaged when another
+        volume is staged at the path.
         """
         stash = _stash_if_sound(staging)
         if stash is not None and not staging.owns(stash):
@@ -70,21 +76,16 @@ class NodeVolumes:
         mount = staging.mount()
         if mount is None:
             return False
-        if _is_block(mount) != access.is_block:
-            kind = "block device" if _is_block(mount) else "filesystem"
-            raise AlreadyExists(f"volume {staging.volume_id} is staged as a {kind} already at {staging.directory}")
-        if not access.is_block and "ro" in mount.options and not _wants_read_only(access):
-            raise AlreadyExists(f"volume {staging.volume_id} is staged read-only already at {staging.directory}")
+        refuse_otherwise(mount, access, f"staging_target_path: volume {staging.volume_id} at {staging.directory}")
         return stash is not None and self._is_served(stash, mount)
 
     def stage(self, staging: Staging, access: VolumeAccess, image: NodeImage) -> None:
         """Attach the image and mount it, formatted if need be."""
         stash = image.stash(staging.volume_id, self._devices.mounter_of(image))
-        if not access.is_block:
-            _check_fs_type(access.fs_type)
+        _check_programs(access)
         attachment, mount = self._devices.revived(stash, image), staging.mount()
         if mount is not None:
-            if attachment and attachment.is_alive and attachment.device == _device_of(mount):
+            if attachment and attachment.is_alive and attachment.device == device_of(mount):
                 # Staged all along: only the stash was lost.
                 write_stash(staging.directory, stash)
                 return
@@ -99,7 +100,7 @@ class NodeVolumes:
             if _make_target(staging.target, is_block=access.is_block):
                 rollback.add(lambda: volumes.unpublish(self._mounter, staging.target))
             if access.is_block:
-                if not _wants_read_only(access):
+                if not wants_read_only(access):
                     mark_raw(image)
                 self._mounter.bind(device, staging.target)
             else:
@@ -109,26 +110,25 @@ class NodeVolumes:
         """Unmount the volume and detach its image; fine when both are gone. Leaves the staging directory empty."""
         mount = staging.mount()
         stash = _stash_if_sound(staging) if mount else staging.stash()
-        if stash is not None and not staging.owns(stash):
-            stash = None
-        volumes.unpublish(self._mounter, staging.target)
-        if stash is not None:
+        if stash is not None and staging.owns(stash):
+            volumes.unpublish(self._mounter, staging.target)
             self._devices.detach(stash)
-            remove_stash(staging.directory)
-        elif mount is not None:
-            self._devices.detach_device(_device_of(mount))
+        else:
+            self._unstage_unknown(staging, mount)
+        if stash is None or staging.owns(stash):
             remove_stash(staging.directory)
 
     def publish(self, staging: Staging, target: Path, access: VolumeAccess, *, read_only: bool) -> None:
         """Show the staged volume at ``target`` as well; fine when it is there in the same way already."""
+        require(MOUNT_PROGRAMS)
         mount = staging.mount()
-        if mount is None or _is_block(mount) != access.is_block:
+        if mount is None or is_block(mount) != access.is_block:
             kind = "block device" if access.is_block else "filesystem"
             raise NotStagedHere(
                 f"staging_target_path: volume {staging.volume_id} is not staged as a {kind} at {staging.directory}; "
                 "stage it first"
             )
-        read_only = read_only or _wants_read_only(access)
+        read_only = read_only or wants_read_only(access)
         if mount.is_read_only and not read_only and not access.is_block:
             raise NotStagedHere(f"volume {staging.volume_id} is staged read-only and cannot be published for writing")
         if access.mode is AccessMode.SINGLE_NODE_SINGLE_WRITER:
@@ -156,18 +156,28 @@ class NodeVolumes:
                 f"capacity_range.required_bytes: expected at most the {image_bytes} bytes that the image has, got "
                 f"{required_bytes}; ControllerExpandVolume comes first"
             )
-        device = _device_of(mount)
-        if not _is_block(mount):
+        device = device_of(mount)
+        if not is_block(mount):
             self._grower.grow(device, staging.target)
         # A LUKS header is part of the volume's size, as the controller counts it, and not of the device's.
         return image_bytes if stash.encrypted else size_bytes(device)
 
     def _is_served(self, stash: Stash, mount: Mount) -> bool:
         attachment = self._devices.find(stash)
-        return attachment is not None and attachment.is_alive and attachment.device == _device_of(mount)
+        return attachment is not None and attachment.is_alive and attachment.device == device_of(mount)
+
+    def _unstage_unknown(self, staging: Staging, mount: Mount | None) -> None:
+        """Unstage a volume whose stash is lost: its device is what is mounted, or was when an earlier call began."""
+        device = noted_device(staging) if mount is None else device_of(mount)
+        if device is not None and Path(device).exists():
+            note_device(staging, device)
+        volumes.unpublish(self._mounter, staging.target)
+        if device is not None and Path(device).exists():
+            self._devices.detach_device(device)
+        forget_device(staging)
 
     def _mount_filesystem(self, device: str, staging: Staging, access: VolumeAccess, image: NodeImage) -> None:
-        read_only = _wants_read_only(access)
+        read_only = wants_read_only(access)
         kind = ensure_filesystem(
             self._filesystems,
             device,
@@ -176,13 +186,10 @@ class NodeVolumes:
             mkfs_options=image.mkfs_options,
             never_because=_why_never_formatted(image, read_only=read_only),
         )
+        require(needed_for(kind))
         if not read_only:
-            # Pods may still have it mounted, after the staging mount was lost; it was checked before that.
-            if not mounts_of_device(device):
-                self._filesystems.check(device, kind)
-            # ext grows here, where it needs no capability; xfs can only after it is mounted.
-            self._grower.grow(device)
-        self._mounter.mount(device, staging.target, kind, _mount_options(kind, access, read_only=read_only))
+            make_ready(self._filesystems, self._grower, device, kind, image)
+        mount_filesystem(self._mounter, device, staging, kind, access)
         if not read_only:
             self._grower.grow(device, staging.target)
 
@@ -204,9 +211,13 @@ class NodeVolumes:
             )
 
 
-def _check_fs_type(fs_type: str) -> None:
-    if fs_type and fs_type not in _FILESYSTEMS:
-        raise InvalidArgument(f"fs_type: expected one of {', '.join(sorted(_FILESYSTEMS))}, got {fs_type}")
+def _check_programs(access: VolumeAccess) -> None:
+    fs_type = access.fs_type
+    if access.is_block:
+        require(MOUNT_PROGRAMS)
+        return
+    if fs_type and fs_type not in FILESYSTEMS:
+        raise InvalidArgument(f"fs_type: expected one of {', '.join(sorted(FILESYSTEMS))}, got {fs_type}")
     require(needed_for(fs_type or DEFAULT_FS_TYPE))
 
 
@@ -217,21 +228,10 @@ def _stash_if_sound(staging: Staging) -> Stash | None:
         return None
 
 
-def _is_block(mount: Mount) -> bool:
-    return mount.fs_type not in _FILESYSTEMS
-
-
-def _device_of(mount: Mount) -> str:
-    """Return the device below a staging mount: of a block volume its node is what is mounted."""
-    if _is_block(mount):
-        return f"/dev/{Path(mount.root).name}"
-    return f"/dev/{Path('/sys/dev/block', mount.device).resolve().name}"
-
-
 def _refuse_shared(mount: Mount, staging: Staging) -> None:
     """Leave a dead device alone that pods still have: its mounts would keep it, and nobody would know whose it is."""
     try:
-        users = [each.mount_point for each in mounts_of_device(_device_of(mount)) if each != mount]
+        users = [each.mount_point for each in mounts_of_device(device_of(mount)) if each != mount]
     except FileNotFoundError:
         return
     if users:
@@ -255,20 +255,7 @@ def _make_target(target: Path, *, is_block: bool) -> bool:
     return True
 
 
-def _wants_read_only(access: VolumeAccess) -> bool:
-    return access.mode.is_reader_only or "ro" in [word for flag in access.mount_flags for word in split_options(flag)]
-
-
 def _why_never_formatted(image: NodeImage, *, read_only: bool) -> str:
     if image.is_static:
         return "was made by an administrator (staticVolume), so it is not formatted here"
     return "is wanted read-only, so it is not formatted" if read_only else ""
-
-
-def _mount_options(kind: str, access: VolumeAccess, *, read_only: bool) -> list[str]:
-    # A clone of an xfs has the UUID of its source, which may be mounted on this node as well.
-    options = ["nouuid"] if kind == "xfs" else []
-    for word in ("_netdev", *access.mount_flags, *(["ro"] if read_only else [])):
-        if word not in options:
-            options.append(word)
-    return options

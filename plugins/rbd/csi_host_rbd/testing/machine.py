@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csi_host.node.mounts import read_mounts
+from csi_host.process import run
 from csi_host_rbd.attach.storage_daemon import PROGRAM
 
 _END_SECONDS = 10.0
@@ -53,6 +54,16 @@ class Machine:
         left += [str(path) for path in self.directory.glob("qemu/*")]
         if left:
             raise AssertionError(f"left behind: {', '.join(left)}")
+
+    def clear_by_force(self) -> None:
+        """Take away whatever a failed test left: what hangs would hang others on this machine."""
+        for pid in self.daemons():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for place in reversed(self.mounts()):
+            run(["umount", "--lazy", "--no-canonicalize", "--", place], timeout=20, ok_codes=range(256))
+        for device in self.loops():
+            run(["losetup", "--detach", device], timeout=20, ok_codes=range(256))
 
     def kill_daemon(self) -> None:
         """Kill the one daemon there is, and wait until it is gone."""

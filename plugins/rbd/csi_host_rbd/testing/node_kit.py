@@ -14,11 +14,15 @@ from csi_host_rbd.testing.machine import Machine
 from csi_host_rbd.testing.rig import RbdRig, mounted
 
 GIB = 1024**3
+MIB = 1024**2
 SECONDS = 90.0
 
 # Fixtures that are functions: the code and words a call is refused with; an image opened by another client.
 Refused = Callable[..., AbstractContextManager[None]]
 ImageOf = Callable[..., AbstractContextManager[Any]]
+# A function that says whether a volume's image still is what it was; a shell script put before a real program.
+Unchanged = Callable[["Kit"], Callable[[], bool]]
+FakeProgram = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,3 +169,11 @@ class Node:
             if kit.staging.exists() and (left := list(kit.staging.iterdir())):
                 raise AssertionError(f"left behind: {left}")
         self.machine.assert_clean()
+
+
+def content(image: Any) -> str:
+    """Return the checksum of everything in an image."""
+    digest = hashlib.sha256()
+    for offset in range(0, image.size(), 4 * MIB):
+        digest.update(image.read(offset, 4 * MIB))
+    return digest.hexdigest()

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -129,18 +129,32 @@ def victim(orders: Orders) -> Iterator[Victim]:
 
 def start(orders: Orders) -> Victim:
     """Start a process, and return it when it serves; closing it is the caller's."""
+    forked = fork_off(_serve, orders)
+    one = Victim(forked.process, orders.socket, forked.told)
+    with ExitStack() as stack:
+        stack.callback(one.close)
+        _await_serving(forked.told)
+        stack.pop_all()
+    return one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forked:
+    """A process, and this end of the pipe to it."""
+
+    process: ForkServerProcess
+    told: "Connection[Any, Any]"
+
+
+def fork_off(serve: Callable[..., None], orders: object) -> Forked:
+    """Start a process that calls ``serve`` with its orders and its end of a pipe."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pytest", __name__])
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(orders, theirs), daemon=True)
+    process = context.Process(target=serve, args=(orders, theirs), daemon=True)
     process.start()
     theirs.close()
-    one = Victim(process, orders.socket, ours)
-    with ExitStack() as stack:
-        stack.callback(one.close)
-        _await_serving(ours)
-        stack.pop_all()
-    return one
+    return Forked(process=process, told=ours)
 
 
 def _await_serving(told: "Connection[Any, Any]") -> None:
