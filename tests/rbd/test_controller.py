@@ -343,3 +343,12 @@ def test_a_volume_without_secrets_is_not_deleted(pool: PoolView, tmp_path: Path)
         code, message = _refusal(lambda: rig.served.controller.DeleteVolume(request, timeout=SECONDS))
     assert (code, "secrets" in message) == (grpc.StatusCode.INVALID_ARGUMENT, True)
     assert len(pool.images()) == 1
+
+
+def test_a_move_to_the_trash_that_was_cut_off_is_brought_to_its_end(rig: RbdRig) -> None:
+    """librbd refuses for ever to remove an image that it takes to be on its way."""
+    volume = rig.create("pvc-1")
+    rig.pool.cut_off_trash_move(volume.volume_context["imageName"])
+    rig.delete(volume.volume_id)
+    rig.pool.wait_until_trash_is_empty()
+    assert rig.pool.journal() == {"csi.volumes.default": {}}

@@ -6,8 +6,9 @@ from contextlib import suppress
 
 from csi_host_rbd.ceph import groups, image_names, trash
 from csi_host_rbd.ceph.cluster import Pool
-from csi_host_rbd.ceph.failures import ImageInGroup, ImageNotFound
+from csi_host_rbd.ceph.failures import ImageInGroup, ImageNotFound, ObjectNotFound
 from csi_host_rbd.ceph.image import Image, Watcher, open_image
+from csi_host_rbd.ceph.registries import trashed_image
 from csi_host_rbd.ceph.tasks import remove_trashed
 from csi_host_rbd.image_naming import TEMPORARY_SUFFIX
 from csi_host_rbd.places import Place
@@ -68,19 +69,33 @@ class Removal:
         """Go on with a removal that stopped after the image had gone to the trash."""
         pool, name = reservation.pool, reservation.image_name
         self.remove_intermediate(place, pool, name)
-        image_names.remove_remnants(pool, name)
         known = reservation.image_id
         trashed = [known] if known and trash.is_in_trash(pool, known) else trash.find_in_trash(pool, name)
+        for image_id in trashed:
+            _finish_move(pool, name, image_id)
+        image_names.remove_remnants(pool, name)
         for image_id in trashed:
             self._add_removal(place, pool, image_id)
 
     def finish_trashed(self, place: Place, pool: Pool, name: str) -> None:
         """Go on with the removal of images that had this name: the manager is asked to empty the trash of each."""
         for image_id in trash.find_in_trash(pool, name):
+            _finish_move(pool, name, image_id)
             self._add_removal(place, pool, image_id)
 
     def _add_removal(self, place: Place, pool: Pool, image_id: str) -> None:
         remove_trashed(place.cluster.connection, pool, image_id, timeout=self._manager_timeout)
+
+
+def _finish_move(pool: Pool, name: str, image_id: str) -> None:
+    """Bring a move to the trash to its end that was cut off within librbd: before that the image is not removed.
+
+    librbd finds such an image in the trash by the name it had. 1 operation when there is nothing to do.
+    """
+    trashed = trashed_image(pool, image_id)
+    if trashed is not None and trashed.is_moving:
+        with suppress(ImageNotFound, ObjectNotFound):
+            trash.trash_move(pool, name)
 
 
 def lasting_watchers(image: Image, *, allowed: int = 0) -> list[Watcher]:

@@ -39,6 +39,11 @@ class Decoder:
         self._content = content
         self._position = 0
 
+    @property
+    def is_at_end(self) -> bool:
+        """Whether nothing is left: what a newer version adds to a structure is not there in an older one."""
+        return self._position == len(self._content)
+
     def flag(self) -> bool:
         """Read a truth value, as what may be there begins with one that says whether it is."""
         return self._take(1) != b"\0"

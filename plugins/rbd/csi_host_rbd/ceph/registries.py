@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 DIRECTORY = "rbd_directory"
 TRASH = "rbd_trash"
+# librbd's states of an image in the trash.
+_AT_REST, _MOVING = 0, 1
 _GROUPS = "rbd_group_directory"
 _GROUP_HEADER_PREFIX = "rbd_group_header."
 _GROUP_IMAGE_PREFIX = "image_"
@@ -45,12 +47,16 @@ class ListedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class TrashedImage:
-    """An image in the trash; the times are in seconds since 1970, and it is kept until ``kept_until``."""
+    """An image in the trash; the times are in seconds since 1970, and it is kept until ``kept_until``.
+
+    ``is_moving`` says that its way there was cut off, or goes on: it is neither removed nor restored before that ends.
+    """
 
     image_id: str
     name: str
     deleted_at: float
     kept_until: float
+    is_moving: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +81,15 @@ def images(pool: Pool) -> Iterator[list[ListedImage]]:
 def trashed_images(pool: Pool) -> Iterator[list[TrashedImage]]:
     """Yield what is in the trash in pages, in the order of the ids. 1 operation a page."""
     entries = _pages(pool, TRASH, "trash_list", lambda answer: (answer.text(), answer.versioned(_trashed)))
-    return ([_with_id(image_id, entry) for image_id, entry in page] for page in entries)
+    return ([make(image_id) for image_id, make in page] for page in entries)
 
 
 def trashed_image(pool: Pool, image_id: str) -> TrashedImage | None:
     """Return the image of this id when it is in the trash. 1 operation."""
     try:
-        entry = ask(pool, TRASH, "trash_get", packed(image_id), lambda answer: answer.versioned(_trashed))
+        return ask(pool, TRASH, "trash_get", packed(image_id), lambda answer: answer.versioned(_trashed))(image_id)
     except ObjectNotFound:
         return None
-    return _with_id(image_id, entry)
 
 
 def groups(pool: Pool) -> Iterator[list[Group]]:
@@ -215,14 +220,14 @@ def _has_key(pool: Pool, name: str, prefix: str) -> bool:
         return False
 
 
-def _trashed(answer: Decoder) -> tuple[str, float, float]:
+def _trashed(answer: Decoder) -> Callable[[str], TrashedImage]:
+    """Read an entry, which does not have the image's id, and return what makes the image of it."""
     answer.u8()  # who put it there
-    return answer.text(), read_time(answer), read_time(answer)
-
-
-def _with_id(image_id: str, entry: tuple[str, float, float]) -> TrashedImage:
-    name, deleted_at, kept_until = entry
-    return TrashedImage(image_id=image_id, name=name, deleted_at=deleted_at, kept_until=kept_until)
+    name, deleted_at, kept_until = answer.text(), read_time(answer), read_time(answer)
+    state = _AT_REST if answer.is_at_end else answer.u8()
+    return lambda image_id: TrashedImage(
+        image_id=image_id, name=name, deleted_at=deleted_at, kept_until=kept_until, is_moving=state == _MOVING
+    )
 
 
 def _texts(answer: Decoder, count: int) -> list[str]:

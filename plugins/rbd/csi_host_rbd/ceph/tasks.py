@@ -5,6 +5,7 @@ One that does not answer is: BackendTimeout or BackendUnavailable, and the work 
 """
 
 import logging
+from contextlib import suppress
 
 from csi_host.errors import NotFound, PermissionDenied
 from csi_host_rbd.ceph import image_names, parents, trash
@@ -20,7 +21,7 @@ def remove_trashed(connection: Connection, pool: Pool, image_id: str, *, timeout
     spec = pool.spec(image_id)
     command = {"prefix": "rbd task add trash remove", "image_id_spec": spec, "format": "json"}
     try:
-        _add(connection, command, spec, timeout)
+        _tell(connection, command, spec, timeout)
     except (ArgumentRefused, PermissionDenied) as reason:
         log.info(f"removing {spec} without the manager: {reason}")
         trash.remove_from_trash(pool, image_id)
@@ -37,7 +38,7 @@ def flatten(connection: Connection, pool: Pool, name: str, *, timeout: float) ->
     spec = pool.spec(name)
     command = {"prefix": "rbd task add flatten", "image_spec": spec, "format": "json"}
     try:
-        _add(connection, command, spec, timeout)
+        _tell(connection, command, spec, timeout)
     except (ArgumentRefused, PermissionDenied) as reason:
         if _is_clone(pool, name):
             log.info(f"flattening {spec} without the manager: {reason}")
@@ -47,8 +48,14 @@ def flatten(connection: Connection, pool: Pool, name: str, *, timeout: float) ->
         return
 
 
-def _add(connection: Connection, command: dict[str, str], spec: str, timeout: float) -> None:
-    with connection.writes.step(f"{command['prefix']} {spec}"):
+def cancel(connection: Connection, task_id: str, *, timeout: float) -> None:
+    """Have the manager forget a task; fine when it has none of that id."""
+    with suppress(NotFound):
+        _tell(connection, {"prefix": "rbd task cancel", "task_id": task_id, "format": "json"}, task_id, timeout)
+
+
+def _tell(connection: Connection, command: dict[str, str], what: str, timeout: float) -> None:
+    with connection.writes.step(f"{command['prefix']} {what}"):
         connection.manager_command(command, timeout=timeout)
 
 

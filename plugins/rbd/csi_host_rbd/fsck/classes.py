@@ -64,6 +64,12 @@ _CLASSES = (
         "temp-without-clone", Severity.WARNING, Mending.SAFE, "The image between a volume and its clone is left"
     ),
     # trash and manager
+    FindingClass(
+        "trash-move-unfinished",
+        Severity.WARNING,
+        Mending.SAFE,
+        "A deleted image is stuck on its way to the trash, and is never removed",
+    ),
     FindingClass("trash-without-task", Severity.WARNING, Mending.SAFE, "A deleted image lies in the trash for good"),
     FindingClass(
         "deletion-unfinished",

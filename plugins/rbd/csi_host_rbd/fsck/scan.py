@@ -200,7 +200,7 @@ class Scan:
 
     def _check_trashed(self, image: TrashedImage, tasks: set[str]) -> None:
         self._look.hints.trashed_by_name[image.name] = image.image_id
-        if image.image_id not in tasks:
+        if image.image_id not in tasks or image.is_moving:
             self._suspect("trashed", image.image_id)
         self._check_snapshots(image.name, self._look.header(image.image_id))
 

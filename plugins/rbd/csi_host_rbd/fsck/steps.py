@@ -115,6 +115,22 @@ def trash_image(look: Look, name: str, image_id: str) -> tuple[Step, ...]:
     return Step(command=rbd(pool, "trash", "mv", name), do=move), add_removal(look, pool, image_id)
 
 
+def finish_move(look: Look, name: str, image_id: str) -> tuple[Step, ...]:
+    """Bring an image's move to the trash to its end, and have the manager remove it, by a task that has not failed."""
+    pool = look.pool
+    move = Step(command=rbd(pool, "trash", "mv", name), do=lambda: trash.trash_move(pool, name))
+    failing = (_cancel(look, task.task_id) for task in look.tasks() if task.image_id == image_id)
+    return move, *failing, add_removal(look, pool, image_id)
+
+
+def _cancel(look: Look, task_id: str) -> Step:
+    def cancel() -> None:
+        tasks.cancel(look.connection, task_id, timeout=look.manager_timeout)
+        look.task_list.forget()
+
+    return Step(command=shlex.join(["ceph", "rbd", "task", "cancel", task_id]), do=cancel)
+
+
 def add_removal(look: Look, pool: Pool, image_id: str) -> Step:
     """Have the manager remove an image from the trash."""
     return Step(

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from csi_host_rbd.ceph.headers import HeaderSnapshot, all_snapshots
-from csi_host_rbd.ceph.registries import trashed_image
+from csi_host_rbd.ceph.registries import TrashedImage, trashed_image
 from csi_host_rbd.fsck import steps
 from csi_host_rbd.fsck.classes import CLASSES
 from csi_host_rbd.fsck.findings import Finding
@@ -22,6 +22,8 @@ def examine_trashed(look: Look, image_id: str) -> list[Finding]:
     if look.has_entry(uuid_at_end(image.name.removesuffix(TEMPORARY_SUFFIX))):
         # Its deletion has not come to its end; that is told of with the entry.
         return []
+    if image.is_moving:
+        return [_stuck(look, image)]
     if any(task.image_id == image_id for task in look.tasks()):
         return []
     return [
@@ -37,6 +39,17 @@ def examine_trashed(look: Look, image_id: str) -> list[Finding]:
     ]
 
 
+def _stuck(look: Look, image: TrashedImage) -> Finding:
+    return Finding(
+        kind=CLASSES["trash-move-unfinished"],
+        cause=f"moving image {image.name} to the trash was cut off, and librbd does not remove it before that ends",
+        objects=(f"{image.name} ({image.image_id})",),
+        steps=steps.finish_move(look, image.name, image.image_id),
+        since=image.deleted_at,
+        removes_data=not image.name.startswith(DEFAULT_PREFIXES),
+    )
+
+
 def examine_task(look: Look, task_id: str) -> list[Finding]:
     """Look whether a task fails, and what makes it fail; one that waits for clones to go has only to wait."""
     task = next((one for one in look.tasks() if one.task_id == task_id), None)
@@ -44,6 +57,9 @@ def examine_task(look: Look, task_id: str) -> list[Finding]:
         return []
     header = look.header(task.image_id) if task.image_id else None
     snapshots = all_snapshots(look.pool, header) if header is not None else []
+    if task.image_id and (image := trashed_image(look.pool, task.image_id)) is not None and image.is_moving:
+        # That is told of with the image.
+        return []
     if snapshots and all(one.is_trashed for one in snapshots):
         return []
     what = task.image_name or task.image_id

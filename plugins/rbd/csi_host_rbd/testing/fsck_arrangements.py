@@ -219,6 +219,22 @@ def trash_without_task(ground: Ground) -> str:
     return name
 
 
+def trash_move_unfinished(ground: Ground) -> str:
+    name = f"csi-vol-{new_uuid()}"
+    ground.create(name)
+    ground.pool.cut_off_trash_move(name)
+    return name
+
+
+def trash_move_unfinished_with_a_task(ground: Ground) -> str:
+    name = f"csi-vol-{new_uuid()}"
+    ground.create(name)
+    place = "/".join(part for part in (ground.pool.name, ground.pool.namespace, ground.pool.image(name)["id"]) if part)
+    ground.pool.cut_off_trash_move(name)
+    ground.pool.cluster.ceph("rbd", "task", "add", "trash", "remove", place)
+    return name
+
+
 def deletion_unfinished(ground: Ground) -> str:
     volume = ceph_csi.make_volume(ground.pool, f"pvc-x{ground.tag}", size="4M")
     ceph_csi.trash_image(volume)
@@ -425,6 +441,7 @@ MENDED: Mapping[str, tuple[Arrangement, ...]] = {
     "image-without-entry": (image_without_entry, snapshot_image_without_entry),
     "temp-without-clone": (temp_without_clone,),
     "trash-without-task": (trash_without_task,),
+    "trash-move-unfinished": (trash_move_unfinished, trash_move_unfinished_with_a_task),
     "deletion-unfinished": (deletion_unfinished, deletion_unfinished_without_the_id),
     "snapshot-left-behind": (
         snapshot_left_behind,

@@ -11,6 +11,7 @@ from typing import Any, Self
 from csi_host_rbd.ceph import bindings, omap
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.connections import Connections, Timeouts
+from csi_host_rbd.ceph.encoding import packed
 from csi_host_rbd.ceph.image import open_image
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster
@@ -83,6 +84,14 @@ class PoolView:
         """Return the former names of the images in the trash."""
         entries: list[dict[str, str]] = json.loads(self._rbd("trash", "ls", "--format", "json"))
         return sorted(entry["name"] for entry in entries)
+
+    def cut_off_trash_move(self, image: str) -> None:
+        """Move an image to the trash as librbd does when it is killed just before the last of its steps."""
+        image_id = self.image(image)["id"]
+        self._rbd("trash", "mv", image)
+        moving, at_rest = b"\1", b"\0"
+        with self.connected() as pool:
+            pool.ioctx.execute("rbd_trash", "rbd", "trash_state_set", packed(image_id) + moving + at_rest)
 
     def image(self, name: str) -> dict[str, Any]:
         """Return what ``rbd info`` knows of an image."""
