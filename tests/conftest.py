@@ -25,7 +25,14 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """Group the tests that must not run beside each other; the others go by file to whichever worker is free."""
     for item in items:
         file = item.path.relative_to(_TESTS).as_posix() if item.path.is_relative_to(_TESTS) else item.path.as_posix()
-        item.add_marker(pytest.mark.xdist_group("machine" if file.startswith(_ONE_AT_A_TIME) else file))
+        item.add_marker(pytest.mark.xdist_group(_group(file)))
+
+
+def _group(file: str) -> str:
+    if file.startswith(_ONE_AT_A_TIME):
+        return "machine"
+    # One virtual machine for all of its tests.
+    return "kernel" if file.startswith("kernel/") else file
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,14 @@ class PassphraseNotFound(FailedPrecondition):
     """The KMS has no passphrase of this volume."""
 
 
+class PassphraseCannotChange(FailedPrecondition):
+    """The KMS has one passphrase for all volumes, so that none of them can get another."""
+
+
+class PassphraseChanged(Aborted):
+    """The KMS has another passphrase by now than the one that was to be replaced."""
+
+
 class PassphraseUnreadable(FailedPrecondition):
     """What is kept beside the volume cannot be unwrapped: it is damaged, or was wrapped for another volume or key."""
 
@@ -105,6 +113,14 @@ class Kms(Protocol):
         """Return the passphrase, ``beside`` being what ``store`` returned.
 
         Raises PassphraseNotFound, PassphraseUnreadable.
+        """
+        ...
+
+    def replace(self, volume_id: str, passphrase: Passphrase, *, known: Passphrase, beside: str) -> str:
+        """Keep another passphrase in place of ``known``; returns what must be kept beside the volume from now on.
+
+        ``beside`` is what is kept there now. Raises PassphraseCannotChange, PassphraseNotFound, and PassphraseChanged
+        when it is not ``known`` that is kept. Only for a volume that both passphrases open.
         """
         ...
 

@@ -10,24 +10,28 @@ from csi_host_rbd.devcluster import DEFAULT_DIRECTORY, DevCluster
 
 # The exit code of fsck for "could not look".
 _NOT_LOOKED = 2
+_NEED_LIBRADOS = ("fsck", "rotate-key")
 
 
 class _RbdGroup(click.Group):
-    """The driver's commands; ``fsck`` is imported when it is asked for, as it needs librados."""
+    """The driver's commands; those that need librados are imported when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
-        return sorted([*super().list_commands(ctx), "fsck"])
+        return sorted([*super().list_commands(ctx), *_NEED_LIBRADOS])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return one command."""
-        if cmd_name != "fsck":
+        if cmd_name not in _NEED_LIBRADOS:
             return super().get_command(ctx, cmd_name)
         try:
-            from csi_host_rbd.fsck_command import fsck  # noqa: PLC0415 (imports librados)
+            if cmd_name == "fsck":
+                from csi_host_rbd.fsck_command import fsck as command  # noqa: PLC0415 (imports librados)
+            else:
+                from csi_host_rbd.rotate_command import rotate_key as command  # noqa: PLC0415 (imports librados)
         except ImportError as error:
             return _unavailable(cmd_name, str(error))
-        return fsck
+        return command
 
 
 def _unavailable(name: str, reason: str) -> click.Command:

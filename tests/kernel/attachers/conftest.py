@@ -29,9 +29,16 @@ def modules() -> None:
             pytest.skip(f"needs the kernel module {module}: {error}")
 
 
+@pytest.fixture(scope="session")
+def handle(ceph: DevCluster) -> Iterator[Any]:
+    """One connection for all tests: making one takes seconds without hardware virtualization."""
+    with rados.Rados(conffile=str(ceph.ceph_conf)) as connected:
+        yield connected
+
+
 @pytest.fixture
-def images(ceph: DevCluster) -> Iterator[Images]:
-    with rados.Rados(conffile=str(ceph.ceph_conf)) as handle, handle.open_ioctx(ceph.pool) as ioctx:
+def images(ceph: DevCluster, handle: Any) -> Iterator[Images]:
+    with handle.open_ioctx(ceph.pool) as ioctx:
         yield Images(ioctx=ioctx)
 
 
@@ -51,10 +58,10 @@ def nbd(client: RbdClient) -> NbdAttacher:
 
 
 @pytest.fixture
-def request_for(ceph: DevCluster, krbd: KrbdAttacher, nbd: NbdAttacher) -> Iterator[RequestFor]:
+def request_for(ceph: DevCluster, handle: Any, krbd: KrbdAttacher, nbd: NbdAttacher) -> Iterator[RequestFor]:
     """Make requests for images by name; whatever they led to is undone."""
     secrets = ceph.secrets()
-    fsid = ceph.ceph("fsid").strip()
+    fsid = handle.get_fsid()
     made: list[ImageSpec] = []
 
     def make(name: str, *, options: str = "", read_only: bool = False, **changes: Any) -> AttachRequest:

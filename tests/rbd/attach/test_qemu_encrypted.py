@@ -13,6 +13,7 @@ from csi_host_rbd.attach.attacher import Attachment, AttachRequest, OpensLuks
 from csi_host_rbd.attach.qemu import QemuAttacher
 from csi_host_rbd.attach.storage_daemon import ImageNotOpened
 from csi_host_rbd.encryption.luks import Luks
+from csi_host_rbd.testing.fast_luks import fast_luks
 from csi_host_rbd.testing.images import Images
 from csi_host_rbd.testing.kills import killed_at
 from csi_host_rbd.testing.machine import Machine
@@ -28,7 +29,7 @@ MIB = 1024**2
 HEADER = 16 * MIB
 PATTERN = os.urandom(MIB)
 PASSPHRASE = Passphrase("correct horse\n")
-LUKS = Luks(run, derivation_seconds=0.01)
+LUKS = Luks(fast_luks(run))
 
 RequestFor = Callable[..., AttachRequest]
 Attach = Callable[..., Attachment]

@@ -81,6 +81,13 @@ class KeepingKms:
             raise PassphraseNotFound(volume_id)
         return Passphrase(self.kept[volume_id])
 
+    def replace(self, volume_id: str, passphrase: Passphrase, *, known: Passphrase, beside: str) -> str:
+        assert self.fetch(volume_id, beside) == known
+        self._enter("replace")
+        self.kept[volume_id] = passphrase.reveal()
+        self._leave()
+        return ""
+
     def remove(self, volume_id: str) -> None:
         self._enter("remove")
         self.kept.pop(volume_id, None)

@@ -12,6 +12,7 @@ from csi_host.process import run
 from csi_host.testing.runner import Answer, ScriptedRunner
 from csi_host_common_node.programs import ProgramMissing
 from csi_host_rbd.encryption.luks import DmCryptMissing, Luks, PassphraseRefused
+from csi_host_rbd.testing.fast_luks import fast_luks
 
 MIB = 1024**2
 FIRST, SECOND, THIRD = Passphrase("first secret"), Passphrase("second, longer secret\n"), Passphrase("third")
@@ -19,8 +20,7 @@ FIRST, SECOND, THIRD = Passphrase("first secret"), Passphrase("second, longer se
 
 @pytest.fixture
 def luks() -> Luks:
-    # Deriving a key is slow on purpose.
-    return Luks(run, derivation_seconds=0.01)
+    return Luks(fast_luks(run))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from csi_host.kms import Passphrase
 from csi_host.process import run
 from csi_host_rbd.encryption.luks import Luks
 from csi_host_rbd.encryption.luks_header import LuksHeader, read_header
+from csi_host_rbd.testing.fast_luks import fast_luks
 
 MIB = 1024**2
 PASSPHRASE = Passphrase("correct horse")
@@ -21,7 +22,7 @@ def formatted(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path.touch()
     with path.open("r+b") as file:
         file.truncate(32 * MIB)
-    Luks(run, derivation_seconds=0.01).format(str(path), PASSPHRASE)
+    Luks(fast_luks(run)).format(str(path), PASSPHRASE)
     return path.read_bytes()
 
 

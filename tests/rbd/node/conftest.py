@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import tempfile
@@ -12,10 +13,13 @@ import rados
 import rbd
 
 from csi_host.node.stats import volume_stats
+from csi_host.process import run
 from csi_host_rbd.devcluster import DevCluster
+from csi_host_rbd.testing.fast_luks import fast_luks
 from csi_host_rbd.testing.node_kit import FakeProgram, ImageOf, Kit, Node, Refused, Unchanged, content
 from csi_host_rbd.testing.pools import PoolView
 from csi_host_rbd.testing.rig import rbd_rig
+from csi_host_rbd.testing.vault import VaultServer, serving_vault
 
 
 @pytest.fixture
@@ -120,3 +124,25 @@ def short_watches(ceph: DevCluster) -> Iterator[None]:
     ceph.ceph("config", "set", "osd", "osd_client_watch_timeout", "6")
     yield
     ceph.ceph("config", "rm", "osd", "osd_client_watch_timeout")
+
+
+@pytest.fixture
+def vault() -> Iterator[VaultServer]:
+    with serving_vault() as server:
+        yield server
+
+
+@pytest.fixture
+def encrypting_node(ceph: DevCluster, directory: Path, vault: VaultServer) -> Iterator[Node]:
+    """A node whose driver has key management systems: the default one, "wrapping" and "vault-1"."""
+    sections = {
+        "wrapping": {"encryptionKMSType": "metadata"},
+        "vault-1": {"encryptionKMSType": "vault", "vaultAddress": vault.address, "vaultBackendPath": "secret"},
+    }
+    (directory / "kms.json").write_text(json.dumps(sections))
+    pool = PoolView(cluster=ceph, name=ceph.pool)
+    with rbd_rig(pool, directory, volume_stats=volume_stats, run=fast_luks(run)) as rig:
+        rig.secrets.update({"encryptionPassphrase": "the secret of the class", "vaultToken": vault.root_token})
+        one = Node(rig=rig, directory=directory)
+        yield one
+        one.clear()

@@ -61,9 +61,11 @@ def _words(text: str) -> list[str]:
 
 
 def _check(word: str, mounter: str, field: str) -> None:
-    if not _WORD.fullmatch(word):
-        raise MapOptionsInvalid(f"volume_context[{field}]: expected options such as name or name=value, got {word!r}")
     name = _name(word)
+    if not _WORD.fullmatch(word):
+        # The value may be somebody's key.
+        shown = f"{name}=…" if "=" in word else name
+        raise MapOptionsInvalid(f"volume_context[{field}]: expected options such as name or name=value, got {shown!r}")
     if mounter == "rbd":
         if name in _KRBD_REFUSED:
             raise MapOptionsInvalid(f"volume_context[{field}]: {name} is the driver's to set")

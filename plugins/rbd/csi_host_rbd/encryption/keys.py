@@ -1,7 +1,8 @@
 """The passphrases of encrypted images: made, passed on to clones, found and destroyed.
 
-A passphrase is never replaced: from the moment an image has one, a node may have written a LUKS header with it, and
-another passphrase would make the data unreadable for ever. What a failure leaves behind, and who mends it:
+A passphrase is never replaced but by a node that has had the LUKS header opened by another one (``replace``, see
+rotation): from the moment an image has one, a node may have written a header with it, and another passphrase would make
+the data unreadable for ever. What a failure leaves behind, and who mends it:
 
 * the KMS does not answer: UNAVAILABLE, nothing is undone, the retry goes on; refused or misconfigured: a final code,
   the caller takes back what it made;
@@ -22,6 +23,7 @@ from csi_host.errors import FailedPrecondition
 from csi_host.kms import (
     Kms,
     Passphrase,
+    PassphraseCannotChange,
     PassphraseExists,
     PassphraseNotFound,
     PassphraseUnreadable,
@@ -111,6 +113,24 @@ class Keys:
     def passphrase(self, metadata: Mapping[str, str], handle: str) -> Passphrase:
         """Return the passphrase of an image with this metadata; raises PassphraseNotFound, PassphraseUnreadable."""
         return self._kms.fetch(handle, read_wrapped(metadata))
+
+    def check_replaceable(self) -> None:
+        """Raise PassphraseCannotChange when all volumes of this KMS have one passphrase."""
+        if self._kms.common_passphrase is not None:
+            raise PassphraseCannotChange(
+                "all volumes of this KMS have one passphrase, out of the class's secret; only a KMS that keeps one for "
+                "each volume (metadata, vault) can replace it"
+            )
+
+    def replace(self, image: EncryptedImage, handle: str, passphrase: Passphrase, *, known: Passphrase) -> None:
+        """Have another passphrase kept in place of the known one; the image's header is opened by both.
+
+        Raises PassphraseChanged, and what the KMS fails with.
+        """
+        metadata = image.metadata()
+        wrapped = self._kms.replace(handle, passphrase, known=known, beside=read_wrapped(metadata))
+        if wrapped:
+            image.set_metadata(WRAPPED, wrapped)
 
     def remove(self, handle: str) -> None:
         """Destroy the passphrase where the KMS keeps it; what is kept beside the image goes with the image."""

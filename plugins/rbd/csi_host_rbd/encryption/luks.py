@@ -8,6 +8,7 @@ never an argument. Which passphrase is right is told by cryptsetup's exit code, 
 device then and not to the session of a process, and a device grows without its passphrase.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,8 @@ _CHANGE_SECONDS = 60.0
 _NO_SUCH_PASSPHRASE = 2
 _MODULE = Path("/sys/module/dm_crypt")
 _KEY_FILE = ("--key-file", "/dev/stdin")
-_DERIVATION = ("--hash", "sha256", "--pbkdf-memory", "32768")
+# The time, in milliseconds, is cryptsetup's own default: deriving a key is slow so that guessing is.
+_DERIVATION = ("--hash", "sha256", "--pbkdf-memory", "32768", "--iter-time", "2000")
 # Waiting for udev waits for ever where udev cannot see this container's semaphores; device nodes are the kernel's own.
 _ENVIRONMENT: Final[Mapping[str, str]] = {"DM_DISABLE_UDEV": "1"}
 
@@ -40,14 +42,10 @@ class PassphraseRefused(FailedPrecondition):
 
 
 class Luks:
-    """LUKS headers and dm-crypt devices, by cryptsetup; devices are given as paths, mappings by their names.
+    """LUKS headers and dm-crypt devices, by cryptsetup; devices are given as paths, mappings by their names."""
 
-    ``derivation_seconds`` is what deriving a key from a passphrase is to cost, which slows down who guesses.
-    """
-
-    def __init__(self, run: Runner, *, derivation_seconds: float = 2.0) -> None:
+    def __init__(self, run: Runner) -> None:
         self._run = run
-        self._derivation = (*_DERIVATION, "--iter-time", str(round(derivation_seconds * 1000)))
 
     def check(self) -> None:
         """Raise ProgramMissing naming the program and its package; touches nothing."""
@@ -70,7 +68,7 @@ class Luks:
 
     def format(self, device: str, passphrase: Passphrase) -> None:
         """Write a new header, whatever is on the device: only for what is proven to hold no data."""
-        words = ("luksFormat", "--batch-mode", "--type", "luks2", *self._derivation, *_KEY_FILE)
+        words = ("luksFormat", "--batch-mode", "--type", "luks2", *_DERIVATION, *_KEY_FILE)
         # Not killed for an impatient caller: half a header is worse than a late one.
         seconds_for(f"encrypting {device}", at_most=_FORMAT_SECONDS)
         self._cryptsetup([*words, "--", device], passphrase, timeout=_FORMAT_SECONDS)
@@ -102,7 +100,7 @@ class Luks:
 
     def add(self, device: str, slot: int, passphrase: Passphrase, *, authorized_by: Passphrase) -> None:
         """Have another passphrase open the header as well, from the empty slot ``slot``."""
-        words = ["luksAddKey", "--batch-mode", "--key-slot", str(slot), *self._derivation, *_KEY_FILE]
+        words = ["luksAddKey", "--batch-mode", "--key-slot", str(slot), *_DERIVATION, *_KEY_FILE]
         self._cryptsetup([*words, "--", device, SECRET_FILE], authorized_by, timeout=_OPEN_SECONDS, other=passphrase)
 
     def opens_slot(self, device: str, slot: int, passphrase: Passphrase) -> bool:
@@ -110,6 +108,11 @@ class Luks:
         words = ("open", "--type", "luks", "--test-passphrase", "--key-slot", str(slot), *_KEY_FILE, "--", device)
         codes = (0, 1, _NO_SUCH_PASSPHRASE)
         return self._cryptsetup(words, passphrase, timeout=_OPEN_SECONDS, ok_codes=codes).exit_code == 0
+
+    def slots(self, device: str) -> frozenset[int]:
+        """Return the slots of the header on the device that are filled."""
+        shown = self._cryptsetup(["luksDump", "--dump-json-metadata", "--", device], timeout=_CHANGE_SECONDS)
+        return frozenset(int(slot) for slot in json.loads(shown.stdout)["keyslots"])
 
     def remove(self, device: str, slot: int) -> None:
         """Empty a slot, which must not be the last one that is filled: the caller knows that another opens."""

@@ -15,7 +15,7 @@ from threading import BoundedSemaphore
 from typing import Any
 
 from csi_host.errors import InvalidArgument
-from csi_host.kms import KmsRequest, Passphrase, PassphraseUnreadable
+from csi_host.kms import KmsRequest, Passphrase, PassphraseCannotChange, PassphraseChanged, PassphraseUnreadable
 from csi_host_rbd.encryption.members import Members
 
 _SECRET = "encryptionPassphrase"  # noqa: S105 (the name of the secret's key, not its value)
@@ -57,6 +57,17 @@ class SecretKms:
     def fetch(self, volume_id: str, beside: str) -> Passphrase:  # noqa: ARG002 (the protocol's)
         """Return the common passphrase."""
         return self.common_passphrase
+
+    def replace(
+        self,
+        volume_id: str,
+        passphrase: Passphrase,  # noqa: ARG002 (the protocol's)
+        *,
+        known: Passphrase,  # noqa: ARG002 (the protocol's)
+        beside: str,  # noqa: ARG002 (the protocol's)
+    ) -> str:
+        """Refuse: the passphrase is not this volume's own."""
+        raise PassphraseCannotChange(f"volume {volume_id} has the passphrase that all volumes of its class have")
 
     def remove(self, volume_id: str) -> None:
         """Do nothing: the passphrase is not this volume's own."""
@@ -119,6 +130,12 @@ class MetadataKms:
                 f"the wrapped passphrase of volume {volume_id} cannot be unwrapped: secrets[{_SECRET}] is not what it "
                 "was wrapped with, or it was wrapped for another volume"
             ) from None
+
+    def replace(self, volume_id: str, passphrase: Passphrase, *, known: Passphrase, beside: str) -> str:
+        """Return the other passphrase wrapped; the driver keeps it in the place of the first."""
+        if self.fetch(volume_id, beside) != known:
+            raise PassphraseChanged(f"volume {volume_id} has another passphrase by now; ask again")
+        return self.store(volume_id, passphrase)
 
     def remove(self, volume_id: str) -> None:
         """Do nothing: what is wrapped goes with the image."""

@@ -10,7 +10,14 @@ from threading import Lock
 from typing import Any
 
 from csi_host.errors import InvalidArgument
-from csi_host.kms import KmsMisconfigured, KmsRequest, Passphrase, PassphraseExists, PassphraseNotFound
+from csi_host.kms import (
+    KmsMisconfigured,
+    KmsRequest,
+    Passphrase,
+    PassphraseChanged,
+    PassphraseExists,
+    PassphraseNotFound,
+)
 from csi_host_rbd.encryption.vault_http import Answer, VaultHttp
 from csi_host_rbd.encryption.vault_login import KubernetesLogin, checked_token, read_token
 from csi_host_rbd.encryption.vault_settings import VaultSettings
@@ -94,10 +101,30 @@ class VaultKms:
             )
         return Passphrase(text)
 
+    def replace(self, volume_id: str, passphrase: Passphrase, *, known: Passphrase, beside: str) -> str:
+        """Write the other passphrase, as a new version where the engine has versions; raises PassphraseChanged."""
+        if self.fetch(volume_id, beside) != known:
+            raise self._changed(volume_id)
+        after = None
+        if self._kv_version() == _VERSIONED:
+            # Read again with its number: whoever writes in between makes the condition fail.
+            found = self._read(volume_id)
+            after = found.within("data", "metadata", "version")
+            if found.within("data", "data", "data", "passphrase") != known.reveal() or not isinstance(after, int):
+                raise self._changed(volume_id)
+        if not self._write(volume_id, passphrase, after=after).is_ok:
+            raise self._changed(volume_id)
+        return ""
+
     def remove(self, volume_id: str) -> None:
         """Delete the secret, all its versions and for good if the section says so (as it does by default)."""
         path = self._path(volume_id, folder="metadata" if self._settings.destroys else "data")
         self._ask(f"removing the passphrase of {volume_id}", "DELETE", path, fine={_NOT_FOUND})
+
+    def _changed(self, volume_id: str) -> PassphraseChanged:
+        return PassphraseChanged(
+            f"KMS {self._server.kms_id!r}: volume {volume_id} has another passphrase by now; ask again"
+        )
 
     def _store_unversioned(self, volume_id: str, passphrase: Passphrase) -> bool:
         """Whether there was room for the passphrase, and it was written."""

@@ -1,16 +1,18 @@
 """From an image to the block device that is mounted, and back."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from csi_host.access import VolumeAccess
 from csi_host.errors import FailedPrecondition
 from csi_host.process import Runner, run
 from csi_host.request import remaining_seconds
-from csi_host_rbd.attach.attacher import Attacher, Attachment
+from csi_host_rbd.attach.attacher import Attacher, Attachment, AttachmentLost, OpensLuks
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.ceph.image import Image
+from csi_host_rbd.encryption.luks import Luks
 from csi_host_rbd.errors import VolumeInUse, VolumeIsSecondary
 from csi_host_rbd.node.encrypted import EncryptedDevices
 from csi_host_rbd.node.images import NodeImage
@@ -32,7 +34,8 @@ class Devices:
 
     def __init__(self, attachers: Attachers, *, run: Runner = run, pause: Callable[[float], None] = time.sleep) -> None:
         self._attachers = attachers
-        self._encrypted = EncryptedDevices(run)
+        self.luks = Luks(run)
+        self._encrypted = EncryptedDevices(run, luks=self.luks)
         self._pause = pause
 
     def mounter_of(self, image: NodeImage) -> str:
@@ -85,6 +88,22 @@ class Devices:
         make_ready()
         return attacher.attach(request).device
 
+    @contextmanager
+    def with_header(self, stash: Stash, image: NodeImage) -> Iterator[str]:
+        """Yield the device that shows the whole image of an encrypted volume, with its LUKS header, for writing.
+
+        Raises AttachmentLost when the volume has no living device here.
+        """
+        attacher = self._attachers.named(stash.mounter)
+        below = attacher.find(stash.spec)
+        if below is None or not below.is_alive:
+            raise AttachmentLost(f"volume {stash.volume_id} has no living device here; stage it again")
+        if not isinstance(attacher, OpensLuks):
+            yield below.device
+            return
+        with attacher.bare(image.attach_request(read_only=False, mounter=attacher.name)) as device:
+            yield device
+
     def detach(self, stash: Stash) -> None:
         """Take the volume's device away; fine when it has none. Raises DeviceInUse when it is still mounted."""
         if stash.encrypted:
@@ -100,7 +119,7 @@ class Devices:
                 )
 
     def grow(self, stash: Stash, *, at_least: int = 0) -> int:
-        """Make the volume's device show the size that the image has now, and return the image's size; all in bytes."""
+        """Make the volume's device show the size that the image has now, and return that size; all in bytes."""
         attacher = self._attachers.named(stash.mounter)
         image_bytes = attacher.grow(stash.spec, at_least=at_least)
         if stash.encrypted:

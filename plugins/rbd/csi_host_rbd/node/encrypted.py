@@ -41,8 +41,8 @@ class HeaderNotServed(FailedPrecondition):
 class EncryptedDevices:
     """Devices that show what is encrypted; ``mappings`` are dm-crypt's."""
 
-    def __init__(self, run: Runner, *, mappings: Mappings | None = None) -> None:
-        self._luks = Luks(run)
+    def __init__(self, run: Runner, *, luks: Luks, mappings: Mappings | None = None) -> None:
+        self._luks = luks
         self._filesystems = Filesystems(run)
         self._mappings = mappings or Mappings(self._luks)
 

@@ -40,8 +40,8 @@ class NodeImage:
     """An image to stage, with what the volume's context says of it.
 
     ``is_static`` is a volume that an administrator made: it is never formatted.
-    ``mkfs_options`` "" are the defaults. ``keys`` are where an encrypted volume's passphrase is, which is kept under
-    ``handle``; None for a volume that is not encrypted.
+    ``mkfs_options`` "" are the defaults. ``handle`` is the volume's; ``keys`` have its passphrase, None where nothing
+    is encrypted.
     """
 
     cluster: Cluster
@@ -52,8 +52,8 @@ class NodeImage:
     mounter: str = ""
     mkfs_options: str = ""
     handle: str = ""
-    wishes: MapWishes = field(default_factory=MapWishes)
     keys: Keys | None = None
+    wishes: MapWishes = field(default_factory=MapWishes)
 
     @property
     def is_encrypted(self) -> bool:
@@ -144,9 +144,16 @@ class NodeImage:
 
     def passphrase(self) -> Passphrase:
         """Return the passphrase of an encrypted volume; raises PassphraseNotFound, PassphraseUnreadable."""
-        if self.keys is None:
-            raise FailedPrecondition(f"volume {self.handle} is not encrypted")
-        return self.keys.passphrase(self.metadata(), self.handle)
+        return self._required_keys().passphrase(self.metadata(), self.handle)
+
+    def check_replaceable(self) -> None:
+        """Raise PassphraseCannotChange when the KMS cannot replace the volume's passphrase."""
+        self._required_keys().check_replaceable()
+
+    def replace_passphrase(self, passphrase: Passphrase, *, known: Passphrase) -> None:
+        """Have the KMS keep another passphrase in place of the known one; both open the header."""
+        with open_image(self.pool, name=self.name) as image:
+            self._required_keys().replace(image, self.handle, passphrase, known=known)
 
     def luks_header(self) -> LuksHeader | None:
         """Return the LUKS header that the image has, None when it has none that is whole."""
@@ -158,6 +165,11 @@ class NodeImage:
         with self.opened() as image:
             return [image.read(start, length), image.read(max(start, image.size_bytes - length), length)]
 
+    def _required_keys(self) -> Keys:
+        if self.keys is None:
+            raise FailedPrecondition(f"volume {self.handle} is not encrypted")
+        return self.keys
+
 
 class NodeImages:
     """Finds the image of a volume: through the journal, or by name where an administrator made the volume."""
@@ -168,13 +180,15 @@ class NodeImages:
 
     @contextmanager
     def find(
-        self, volume_id: str, context: Mapping[str, str], credentials: Credentials, secrets: Mapping[str, str]
+        self, volume_id: str, context: Mapping[str, str] | None, credentials: Credentials, secrets: Mapping[str, str]
     ) -> Iterator[NodeImage]:
         """Yield the image, its cluster's connection being held for as long; ``secrets`` are what a KMS may need.
 
+        ``context`` is None where the journal is all there is to go by: the image is known then, not how to attach it.
         Raises VolumeNotFound, ClusterNotServed, InvalidArgument naming what the context lacks, EncryptionDiffers, and
         what the cluster fails with.
         """
+        is_known, context = context is not None, context or {}
         is_static = _is_true(context, "staticVolume")
         cluster_id = _required(context, "clusterID") if is_static else _parsed(volume_id).cluster_id
         with ExitStack() as connections:
@@ -188,14 +202,14 @@ class NodeImages:
             else:
                 reservation = self._reservation(cluster, _parsed(volume_id))
                 pool, name = reservation.pool, reservation.image_name
-                _check_context(context, reservation)
+                if is_known:
+                    _check_context(context, reservation)
                 keys = self._encryption.keys_of(reservation, volume_id, secrets)
             yield NodeImage(
                 cluster=cluster,
                 pool=pool,
                 name=name,
                 credentials=credentials,
-                handle=volume_id,
                 keys=keys,
                 is_static=is_static,
                 mounter=context.get("mounter", ""),

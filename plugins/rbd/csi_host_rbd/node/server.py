@@ -16,6 +16,7 @@ from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.errors import VolumeNotFound
 from csi_host_rbd.node.devices import Devices
 from csi_host_rbd.node.images import NodeImages
+from csi_host_rbd.node.rotating import KeyRotation
 from csi_host_rbd.node.staging import Staging, find_staging
 from csi_host_rbd.node.volumes import NodeVolumes
 from csi_host_rbd.uses import check_use
@@ -30,6 +31,7 @@ class RbdNodeServer(NodeServer):
         super().__init__(context)
         self._images = NodeImages(backend, encryption)
         self._volumes = NodeVolumes(run=context.run, devices=devices)
+        self.key_rotation = KeyRotation(images=self._images, devices=devices, volume_locks=context.volume_locks)
 
     def NodeStageVolume(
         self,

@@ -33,11 +33,9 @@ class Staging:
         return self.directory / self.volume_id
 
     def stash(self) -> Stash | None:
-        """Return the stash of the directory, None when it has none; raises StashUnreadable.
-
-        One of ceph-csi's, which does not say whose it is, counts as this volume's.
-        """
+        """Return the stash of the directory, None when it has none; raises StashUnreadable."""
         stash = read_stash(self.directory)
+        # ceph-csi's do not say whose they are; the directory is one volume's.
         return replace(stash, volume_id=stash.volume_id or self.volume_id) if stash else None
 
     def owns(self, stash: Stash) -> bool:

@@ -23,6 +23,7 @@ from csi_host.process import Runner
 from csi_host_common_node import volumes
 from csi_host_common_node.filesystem import DEFAULT_FS_TYPE, Filesystems
 from csi_host_common_node.mounter import MOUNT_PROGRAMS, Mounter
+from csi_host_common_node.patience import Patience
 from csi_host_common_node.programs import needed_for, require
 from csi_host_common_node.resize import Grower
 from csi_host_rbd.attach.attacher import DeviceInUse
@@ -58,8 +59,9 @@ class NodeVolumes:
 
     def __init__(self, *, run: Runner, devices: Devices) -> None:
         self._mounter = Mounter(run)
-        self._filesystems = Filesystems(run)
-        self._grower = Grower(run)
+        patience = Patience()
+        self._filesystems = Filesystems(run, patience=patience)
+        self._grower = Grower(run, patience=patience)
         self._devices = devices
 
     def is_staged(self, staging: Staging, access: VolumeAccess) -> bool:

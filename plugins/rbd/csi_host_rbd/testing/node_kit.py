@@ -107,10 +107,10 @@ class Kit:
         """Have the controller grow the image."""
         self.rig.expand(self.volume.volume_id, size_bytes)
 
-    def stats(self) -> csi_pb2.NodeGetVolumeStatsResponse:
-        """Call NodeGetVolumeStats."""
+    def stats(self, name: str = "pod") -> csi_pb2.NodeGetVolumeStatsResponse:
+        """Call NodeGetVolumeStats for a pod's target."""
         request = csi_pb2.NodeGetVolumeStatsRequest(
-            volume_id=self.volume.volume_id, volume_path=str(self.target()), staging_target_path=str(self.staging)
+            volume_id=self.volume.volume_id, volume_path=str(self.target(name)), staging_target_path=str(self.staging)
         )
         return self.rig.served.node.NodeGetVolumeStats(request, timeout=SECONDS)
 

@@ -1,0 +1,87 @@
+"""The tests here run inside a virtual machine: outside, one is booted for all of them and its reports are passed on."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from csi_host_rbd.devcluster import DevCluster
+from csi_host_vm import machine
+from csi_host_vm.cluster import ClusterOutside
+from csi_host_vm.guest import CLUSTER, Guest, SilentError
+
+_HERE = Path(__file__).parent
+_CONSOLE = _HERE.parents[1] / "build/kernel/console.log"
+_GUEST = pytest.StashKey[Guest | str]()
+IS_INSIDE = machine.INSIDE in os.environ
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Outside, have the machine's own limits of time be the only ones."""
+    for item in items:
+        if item.path.is_relative_to(_HERE) and _is_for_the_machine(item):
+            item.add_marker(pytest.mark.timeout(0), append=False)
+
+
+def _is_for_the_machine(item: pytest.Item) -> bool:
+    return not IS_INSIDE and item.get_closest_marker("outside") is None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """Outside, have a test's reports come from the machine."""
+    if not _is_for_the_machine(item):
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in _reports(item):
+        report.nodeid = item.nodeid
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _reports(item: pytest.Item) -> Iterator[pytest.TestReport]:
+    guest = _guest(item.session)
+    if isinstance(guest, str):
+        yield _report(item, "skipped", (str(item.path), 0, f"Skipped: {guest}"))
+        return
+    try:
+        yield from guest.reports_of(_node_id(item))
+    except SilentError as error:
+        yield _report(item, "failed", str(error))
+
+
+def _report(
+    item: pytest.Item, outcome: Literal["failed", "skipped"], why: tuple[str, int, str] | str
+) -> pytest.TestReport:
+    return pytest.TestReport(
+        nodeid=item.nodeid, location=item.location, keywords={}, outcome=outcome, longrepr=why, when="call"
+    )
+
+
+def _guest(session: pytest.Session) -> Guest | str:
+    """Return the machine, booted for the first test, or why there is none."""
+    stash = session.config.stash
+    if _GUEST not in stash:
+        lacking = machine.missing()
+        if lacking and os.environ.get("CI") != "true":
+            stash[_GUEST] = f"a virtual machine needs: {', '.join(lacking)}"
+        else:
+            here = [item for item in session.items if item.path.is_relative_to(_HERE)]
+            guest = Guest(session.config, [_node_id(item) for item in here if _is_for_the_machine(item)], _CONSOLE)
+            session.config.add_cleanup(guest.close)
+            stash[_GUEST] = guest
+    return stash[_GUEST]
+
+
+def _node_id(item: pytest.Item) -> str:
+    # xdist adds the group.
+    return item.nodeid.partition("@")[0]
+
+
+@pytest.fixture(scope="session")
+def ceph() -> DevCluster:
+    """The cluster outside."""
+    return ClusterOutside(Path(os.environ[CLUSTER]), Path(os.environ[machine.INSIDE]))
