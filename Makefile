@@ -27,17 +27,20 @@ PACKAGES_PYTHON := python3 python3-venv python3-rados python3-rbd python3-cephfs
 PACKAGES_CEPH := ceph-mon ceph-mgr ceph-osd ceph-common
 # qemu-storage-daemon is in qemu-system-common, its rbd driver in qemu-block-extra.
 PACKAGES_QEMU := qemu-system-common qemu-block-extra qemu-utils fuse3
-PACKAGES_NODE := mount util-linux kmod e2fsprogs xfsprogs
+PACKAGES_NODE := mount util-linux kmod e2fsprogs xfsprogs btrfs-progs rbd-nbd cryptsetup-bin
 # A real CephFS for the stub's quota tests.
 PACKAGES_TEST := ceph-mds ceph-fuse
+# The virtual machine of tests/kernel; its kernel is never booted on this machine itself unless somebody restarts it.
+PACKAGES_TEST += qemu-system-x86 linux-image-amd64 busybox-static nftables iproute2
 PACKAGES := $(PACKAGES_PYTHON) $(PACKAGES_CEPH) $(PACKAGES_QEMU) $(PACKAGES_NODE)
-test setup: PACKAGES += $(PACKAGES_TEST)
+test setup kernel-shell: PACKAGES += $(PACKAGES_TEST)
 
-.PHONY: help run test test-kills test-root bench report-volumes report-memory lint setup packages proto wheel clean
+.PHONY: help run test test-kills test-root kernel-shell bench report-volumes report-memory lint setup packages proto wheel clean
 
 help:
 	@sed -n '1,/^$$/s/^# \?//p' Makefile
 	echo '  make setup | lint | proto | wheel | clean  (CONTRIBUTING.md)'
+	echo '  make kernel-shell  a shell in the virtual machine of the kernel tests (tests/kernel/README.md)'
 	echo '  make bench | report-volumes | report-memory  (tests/bench/README.md)'
 
 run: $(INSTALLED)
@@ -58,6 +61,10 @@ test-root: packages
 	@mkdir -p build
 	exec $(AS_ROOT) env $(if $(ROOTS),ROOTS='$(ROOTS)') $(if $(MIRROR),MIRROR='$(MIRROR)') \
 	    PACKAGES='$(PACKAGES_PYTHON) $(PACKAGES_CEPH)' tests/roots/run '$(SUITE)' $(ARGS)
+
+# tests/kernel/README.md
+kernel-shell: $(INSTALLED_DEV)
+	@exec $(if $(ROOT),$(AS_ROOT),env) PYTHONPATH=tests/kernel $(PYTHON) -m csi_host_vm $(ARGS)
 
 # csi-host killed 300 times while 16 callers work; SEED=number repeats a run.
 test-kills: export KILLS ?= 300

@@ -1,18 +1,30 @@
 """The tests here run inside a virtual machine: outside, one is booted for all of them and its reports are passed on."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from csi_host.node.stats import volume_stats
+from csi_host.process import run
+from csi_host.testing import csi_sanity
 from csi_host_rbd.devcluster import DevCluster
+from csi_host_rbd.testing.clusters import own_cluster
+from csi_host_rbd.testing.fast_luks import fast_luks
+from csi_host_rbd.testing.node_kit import Node
+from csi_host_rbd.testing.pools import PoolView
+from csi_host_rbd.testing.rig import rbd_rig
 from csi_host_vm import machine
 from csi_host_vm.cluster import ClusterOutside
 from csi_host_vm.guest import CLUSTER, Guest, SilentError
 
 _HERE = Path(__file__).parent
+_TOOLS = _HERE.parents[1] / "build/tools"
 _CONSOLE = _HERE.parents[1] / "build/kernel/console.log"
 _GUEST = pytest.StashKey[Guest | str]()
 IS_INSIDE = machine.INSIDE in os.environ
@@ -70,10 +82,18 @@ def _guest(session: pytest.Session) -> Guest | str:
             stash[_GUEST] = f"a virtual machine needs: {', '.join(lacking)}"
         else:
             here = [item for item in session.items if item.path.is_relative_to(_HERE)]
+            if any("csi_sanity_binary" in getattr(item, "fixturenames", ()) for item in here):
+                _install_csi_sanity()
             guest = Guest(session.config, [_node_id(item) for item in here if _is_for_the_machine(item)], _CONSOLE)
             session.config.add_cleanup(guest.close)
             stash[_GUEST] = guest
     return stash[_GUEST]
+
+
+def _install_csi_sanity() -> None:
+    # Inside there is no network; where it cannot be had the test inside says so.
+    with suppress(csi_sanity.CsiSanityMissingError):
+        csi_sanity.install(_TOOLS)
 
 
 def _node_id(item: pytest.Item) -> str:
@@ -85,3 +105,54 @@ def _node_id(item: pytest.Item) -> str:
 def ceph() -> DevCluster:
     """The cluster outside."""
     return ClusterOutside(Path(os.environ[CLUSTER]), Path(os.environ[machine.INSIDE]))
+
+
+@pytest.fixture
+def ceph_outside() -> Iterator[DevCluster]:
+    """A cluster for tests that boot machines themselves."""
+    if lacking := machine.missing():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"never skipped in CI; a virtual machine needs: {', '.join(lacking)}")
+        pytest.skip(f"a virtual machine needs: {', '.join(lacking)}")
+    with own_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def csi_sanity_binary() -> Path:
+    """csi-sanity, which was built outside."""
+    try:
+        return csi_sanity.install(_TOOLS)
+    except csi_sanity.CsiSanityMissingError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"csi-sanity is never skipped in CI: {error}")
+        pytest.skip(f"csi-sanity: {error}")
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    # Not tmp_path, which is too long for a socket.
+    path = Path(tempfile.mkdtemp(prefix="csi-k-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def node(ceph: DevCluster, directory: Path) -> Iterator[Node]:
+    """The rbd driver on a node; nothing may be left of the test's volumes in the kernel."""
+    pool = PoolView(cluster=ceph, name=ceph.pool)
+    with rbd_rig(pool, directory, volume_stats=volume_stats, run=fast_luks(run)) as rig:
+        rig.secrets["encryptionPassphrase"] = "the class's secret"
+        one = Node(rig=rig, directory=directory)
+        yield one
+        one.clear()
+    assert left_in_the_kernel() == []
+
+
+def left_in_the_kernel() -> list[str]:
+    """Return what is mapped or opened: everything in this machine is ours."""
+    return [
+        *(f"rbd{device.name}" for device in Path("/sys/bus/rbd/devices").iterdir()),
+        *(device.parent.name for device in Path("/sys/block").glob("nbd*/pid")),
+        *(device.name for device in Path("/sys/block").glob("dm-*")),
+    ]

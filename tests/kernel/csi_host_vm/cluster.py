@@ -5,6 +5,7 @@ from pathlib import Path
 
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_vm.hands import RunOutside
+from csi_host_vm.machine import MODULES_DIRECTORY
 
 _SECONDS = 60.0
 
@@ -25,7 +26,11 @@ class ClusterOutside(DevCluster):
         self._tell("resume_osd")
 
     def _tell(self, what: str) -> None:
-        self._outside([sys.executable, "-m", "csi_host_vm.cluster", str(self.directory), what], timeout=_SECONDS)
+        self._outside(
+            [sys.executable, "-m", "csi_host_vm.cluster", str(self.directory), what],
+            timeout=_SECONDS,
+            environment={"PYTHONPATH": MODULES_DIRECTORY},
+        )
 
 
 if __name__ == "__main__":

@@ -36,8 +36,11 @@ class RunOutside:
         stdin: str = "",
         secrets: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        secret_file: str | None = None,
     ) -> ProcessResult:
-        """Run ``argv`` outside, as ``csi_host.process.run`` does; secrets may not be among its words."""
+        """Run ``argv`` outside, as ``csi_host.process.run`` does, but without secrets: requests are files."""
+        if secret_file is not None:
+            raise ValueError("a secret would be written to a file in the shared directory")
         request = {
             "argv": list(argv),
             "timeout": timeout,

@@ -20,6 +20,8 @@ from typing import Self
 # The environment variable that says to a program that it runs inside; its value is the shared directory.
 INSIDE = "CSI_HOST_VM"
 SHARE = Path("/run/csi-host-vm")
+# Where this package is found.
+MODULES_DIRECTORY = str(Path(__file__).parents[1])
 _CPUS = 2
 _MEMORY = "3G"
 _MODULES = ("drivers/block/rbd", "drivers/block/nbd", "drivers/md/dm-crypt", "drivers/net/virtio_net")
@@ -138,9 +140,11 @@ def _script(command: str) -> str:
         "HOME": "/run/home",
         "TMPDIR": "/run/t",
         "CI": os.environ.get("CI", ""),
-        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        "PYTHONPATH": MODULES_DIRECTORY,
         "PYTHONDONTWRITEBYTECODE": "1",
         "CHECKOUT": str(Path.cwd()),
+        # For csi_host_rbd.testing: the deadline of a call.
+        "CSI_HOST_TEST_CALL_SECONDS": "300",
         INSIDE: str(SHARE),
     }
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())

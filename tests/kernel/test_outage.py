@@ -1,0 +1,147 @@
+"""What a node goes through when its cluster hangs, and when a daemon dies, below a mounted volume that is written."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from csi_host.proto import csi_pb2
+from csi_host_rbd.attach.processes import find_processes, wait_for_end
+from csi_host_rbd.devcluster import DevCluster
+from csi_host_rbd.testing.hosted import hosted
+from csi_host_rbd.testing.node_kit import Kit, Node
+from csi_host_rbd.testing.rig import mounted
+
+pytestmark = [pytest.mark.ceph, pytest.mark.root]
+
+OUTAGE_SECONDS = 60.0
+# csi-host allows itself 5 s for statistics; the rest is for a machine without KVM.
+STATS_SECONDS = 15.0
+PROBE_SECONDS = 3.0
+MORE_SECONDS = 90.0
+LINE = 4096
+SIZE = 320 * 1024**2
+
+
+def line(number: int) -> bytes:
+    return f"{number}\n".encode().rjust(LINE)
+
+
+class Writer(threading.Thread):
+    """A pod that appends numbered lines and knows of how many they are safe."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self._path = path
+        self._ended = threading.Event()
+        self.safe = 0
+        self.failure: OSError | None = None
+
+    def run(self) -> None:
+        try:
+            with self._path.open("wb", buffering=0) as file:
+                while not self._ended.wait(0.02):
+                    file.write(line(self.safe))
+                    os.fsync(file.fileno())
+                    self.safe += 1
+        except OSError as error:
+            self.failure = error
+
+    def wait_for_more(self) -> None:
+        wanted, until = self.safe + 3, time.monotonic() + MORE_SECONDS
+        while self.safe < wanted:
+            assert self.failure is None
+            assert time.monotonic() < until, "nothing more is written"
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join(MORE_SECONDS)
+        assert not self.is_alive()
+        assert self.failure is None
+
+
+@contextmanager
+def written(kit: Kit) -> Iterator[Writer]:
+    """Write to a volume all the while; afterwards all that was safe is there, also when it is staged anew."""
+    kit.stage()
+    writer = Writer(kit.publish() / "log")
+    writer.start()
+    writer.wait_for_more()
+    yield writer
+    writer.wait_for_more()
+    writer.end()
+    kit.unpublish()
+    kit.unstage()
+    kit.stage()
+    content = (kit.publish() / "log").read_bytes()
+    assert content[: writer.safe * LINE] == b"".join(map(line, range(writer.safe)))
+
+
+@pytest.fixture
+def hang(ceph: DevCluster) -> Iterator[DevCluster]:
+    """The cluster, whose OSD goes on when the test ends, however it ends."""
+    yield ceph
+    ceph.resume_osd()
+
+
+def stats_in_time(kit: Kit) -> csi_pb2.NodeGetVolumeStatsResponse:
+    begun = time.monotonic()
+    answer = kit.stats()
+    assert time.monotonic() - begun < STATS_SECONDS
+    return answer
+
+
+def test_with_the_osd_hung_below_krbd_all_that_needs_no_ceph_goes_on_and_no_write_is_lost(
+    node: Node, hang: DevCluster
+) -> None:
+    busy, idle = (node.make_volume(mounted(fs_type="ext4"), size_bytes=SIZE, mounter="rbd") for _ in range(2))
+    idle.stage()
+    with written(busy) as writer:
+        hang.stop_osd()
+        until = time.monotonic() + OUTAGE_SECONDS
+        time.sleep(1)
+        safe = writer.safe
+        while time.monotonic() < until:
+            assert stats_in_time(busy).volume_condition.abnormal
+            begun = time.monotonic()
+            assert node.rig.served.identity.Probe(csi_pb2.ProbeRequest(), timeout=20).ready.value
+            assert time.monotonic() - begun < PROBE_SECONDS
+            idle.publish("idle")
+            idle.unpublish("idle")
+            time.sleep(2)
+        assert writer.safe <= safe + 1
+        hang.resume_osd()
+        writer.wait_for_more()
+        assert not stats_in_time(busy).volume_condition.abnormal
+
+
+def test_a_killed_rbd_nbd_is_replaced_below_a_mounted_volume_that_is_written(node: Node, directory: Path) -> None:
+    # The program itself, which looks for dead daemons: the one that staged the volume and one that was restarted.
+    kit = node.make_volume(mounted(fs_type="ext4"), size_bytes=SIZE, mounter="rbd-nbd")
+    with hosted(node, directory) as host:
+        ours = host.kit(kit)
+        process = host.start()
+        try:
+            with written(ours) as writer:
+                kill_rbd_nbd()
+                writer.wait_for_more()
+                process.process.kill()
+                process.process.wait()
+                kill_rbd_nbd()
+                process = host.start()
+                writer.wait_for_more()
+        finally:
+            process.process.kill()
+            process.process.wait()
+
+
+def kill_rbd_nbd() -> None:
+    (pid,) = find_processes("rbd-nbd", "")
+    os.kill(pid, signal.SIGKILL)
+    assert wait_for_end(pid, "rbd-nbd", "", timeout=10)
