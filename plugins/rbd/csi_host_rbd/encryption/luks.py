@@ -44,8 +44,9 @@ class PassphraseRefused(FailedPrecondition):
 class Luks:
     """LUKS headers and dm-crypt devices, by cryptsetup; devices are given as paths, mappings by their names."""
 
-    def __init__(self, run: Runner) -> None:
+    def __init__(self, run: Runner, *, module: Path = _MODULE) -> None:
         self._run = run
+        self._module = module
 
     def check(self) -> None:
         """Raise ProgramMissing naming the program and its package; touches nothing."""
@@ -54,7 +55,7 @@ class Luks:
     def check_dm_crypt(self) -> None:
         """Raise FailedPrecondition when this kernel has no dm-crypt; loads the module if need be."""
         self.check()
-        if _MODULE.exists():
+        if self._module.exists():
             return
         try:
             self._run(["modprobe", "dm_crypt"], timeout=_CHANGE_SECONDS)
