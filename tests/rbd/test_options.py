@@ -37,10 +37,3 @@ def test_settings_of_the_locks(name: str, text: str, value: Any) -> None:
 def test_settings_of_the_locks_that_make_no_sense_are_refused(name: str, text: str, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         _OPTIONS[name].parse(text)
-
-
-def test_read_affinity_has_ceph_csi_s_flags() -> None:
-    assert _OPTIONS["enable-read-affinity"].default is False
-    assert _OPTIONS["enable-read-affinity"].parse("true") is True
-    labels = _OPTIONS["crush-location-labels"].parse("topology.kubernetes.io/zone, kubernetes.io/hostname,")
-    assert labels == ("topology.kubernetes.io/zone", "kubernetes.io/hostname")

@@ -24,10 +24,6 @@ def _parse_mounter(text: str) -> str:
     return text
 
 
-def _parse_labels(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, (label.strip() for label in text.split(","))))
-
-
 def _parse_lock_backend(text: str) -> str:
     if text not in LOCK_BACKENDS:
         raise ValueError(f"expected one of {', '.join(LOCK_BACKENDS)}, got {text!r}")
@@ -55,6 +51,10 @@ def _parse_number(text: str, most: int) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= most):
         raise ValueError(f"expected a whole number from 1 to {most}, got {text!r}")
     return int(text)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (word.strip() for word in text.split(","))))
 
 
 OPTIONS = (
@@ -116,8 +116,7 @@ OPTIONS = (
     DriverOption(
         name="crush-location-labels",
         help="The node's labels that are its CRUSH location, separated by commas; their values are --nodelabelsfile's.",
-        default=(),
-        parse=_parse_labels,
+        default="",
         metavar="LABELS",
     ),
     DriverOption(
@@ -219,7 +218,7 @@ class RbdOptions:
             mounter=options["mounter"],
             qemu_directory=options["qemudirectory"],
             has_read_affinity=options["enable-read-affinity"],
-            crush_location_labels=options["crush-location-labels"],
+            crush_location_labels=_words(options["crush-location-labels"]),
             connect_timeout=options["cephconnecttimeout"],
             operation_timeout=options["cephoptimeout"],
             manager_timeout=options["cephmgrtimeout"],

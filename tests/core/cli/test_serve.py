@@ -183,3 +183,12 @@ def test_the_cephfs_stub_has_no_controller_to_serve() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert "driver 'cephfs' has no Controller service, there would be nothing to serve" in done.stderr
+
+
+def test_labels_that_cannot_be_read_are_named_where_nothing_but_the_driver_wants_them(
+    invoke: Invoke, tmp_path: Path
+) -> None:
+    file = tmp_path / "labels"
+    file.write_text("junk\n")
+    result = invoke(["--driver=toy", "--nodeid=a", f"--nodelabelsfile={file}"])
+    assert failure(result) == f'csi-host: --nodelabelsfile {file}: labels, line 1: expected key="value"'

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import rados
 
-from csi_host.process import ProcessError, run
+from csi_host.process import run
 from csi_host_rbd.attach.attacher import Attacher, AttachRequest, ImageSpec
 from csi_host_rbd.attach.client import RbdClient
 from csi_host_rbd.attach.kept_requests import KeptRequests
@@ -17,16 +17,6 @@ from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.testing.images import Images
 
 RequestFor = Callable[..., AttachRequest]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def modules() -> None:
-    """The modules, which only the virtual machine's kernel has for certain."""
-    for module in ("rbd", "nbd"):
-        try:
-            run(["modprobe", module], timeout=60)
-        except ProcessError as error:
-            pytest.skip(f"needs the kernel module {module}: {error}")
 
 
 @pytest.fixture(scope="session")

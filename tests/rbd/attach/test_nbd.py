@@ -130,6 +130,22 @@ def test_a_kernel_without_cookies_tells_a_device_by_its_living_daemon(kernel: Ke
     assert kernel.attacher().find(SPEC) is None
 
 
+def test_a_pid_that_another_volumes_daemon_has_now_is_not_taken_for_this_ones(kernel: Kernel) -> None:
+    other = kernel.start("rbd-nbd", "map", "rbd/tenant/two", "--cookie=v2")
+    kernel.connect(other)
+    found = kernel.attacher().find(SPEC)
+    assert found is not None
+    assert not found.is_alive
+
+
+def test_in_a_container_the_pid_is_another_namespaces_and_the_cookie_tells(kernel: Kernel) -> None:
+    kernel.start("rbd-nbd", "map", "rbd/tenant/one", "--cookie=v1")
+    kernel.connect(4711)
+    found = kernel.attacher().find(SPEC)
+    assert found is not None
+    assert found.is_alive
+
+
 def test_a_pid_that_another_program_has_now_is_no_daemon(kernel: Kernel) -> None:
     kernel.connect(kernel.start("/usr/bin/vim", "map", "rbd/tenant/one"))
     found = kernel.attacher().find(SPEC)
@@ -173,7 +189,7 @@ def test_healing_what_is_not_there_says_so(kernel: Kernel) -> None:
 def test_nothing_is_unmapped_that_could_not_be_flushed(kernel: Kernel) -> None:
     kernel.attacher().attach(REQUEST)
     kernel.run.install("blockdev", Answer(hangs=True))
-    with pytest.raises(ProcessTimeout):
+    with pytest.raises(Unavailable, match="not yet in its image"):
         kernel.attacher().detach(SPEC)
     assert kernel.attacher().find(SPEC) is not None
     assert kernel.kept.find(SPEC) is not None

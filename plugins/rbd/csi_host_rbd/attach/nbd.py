@@ -1,7 +1,9 @@
 """The rbd-nbd mounter: a daemon with librbd serves a network block device of the kernel.
 
 The daemon is nobody's child: it has a session of its own and outlives this process. When it dies the kernel holds the
-device's I/O for ``reattach-timeout`` seconds (300); ``reattach`` starts another one, below what is mounted on it.
+device's I/O for ``reattach-timeout`` seconds (300); ``reattach`` starts another one, below what is mounted on it. That
+takes the kernel's netlink interface, which only the machine's own network namespace has: mapped in another one, or by
+a kernel before 5.14, a device has no cookie and ends with its daemon.
 
 What a failure leaves, and who mends it:
 
@@ -13,7 +15,11 @@ What a failure leaves, and who mends it:
   written, so it is looked for in every mount namespace and process, and DeviceInUse says where;
 * it is closed, but its last writes are in the page cache, as the daemon has it open too: they are flushed first, and
   when that fails or hangs nothing is detached;
-* the daemon lives and the cluster does not answer: flushing and mapping end with their timeouts, nothing is changed.
+* the daemon lives and the cluster does not answer: flushing and mapping end with their timeouts, nothing is changed;
+* the daemon is killed when nobody but it has the device open any more and the last writes are still in the page cache
+  (for half a minute at the most): the kernel (seen with 6.1) writes them when the dying daemon closes the device, and
+  waits for the daemon. No other one helps, ``detach`` ends with its timeout, and only a reboot ends the device. With
+  a filesystem mounted, or a pod that has the block device open, this does not happen.
 """
 
 import json
@@ -23,7 +29,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from csi_host.errors import CsiError, Unavailable
-from csi_host.process import ProcessError, Runner
+from csi_host.process import ProcessError, ProcessTimeout, Runner
 from csi_host.request import seconds_for
 from csi_host_common_node.programs import require
 from csi_host_rbd.attach import nbd_netlink
@@ -195,10 +201,7 @@ class NbdAttacher:
         self._wait_until_unused(device.device)
         if device.daemon is not None:
             # A device is written to the end when the last one closes it, and the daemon has it open until its own end.
-            self._run(
-                ["blockdev", "--flushbufs", device.device],
-                timeout=seconds_for("writing what is in the page cache", at_most=_FLUSH_SECONDS),
-            )
+            self._flush(device.device)
         words = [f"--{word}" for word in filter(None, options.split(","))]
         try:
             self._run(
@@ -211,6 +214,18 @@ class NbdAttacher:
         self._wait(
             lambda: not self._is_connected(device), f"{device.device} is still there after {PROGRAM} unmap; ask again"
         )
+
+    def _flush(self, device: str) -> None:
+        try:
+            self._run(
+                ["blockdev", "--flushbufs", device],
+                timeout=seconds_for("writing what is in the page cache", at_most=_FLUSH_SECONDS),
+            )
+        except ProcessTimeout as error:
+            raise Unavailable(
+                f"{device} stays, as what was last written to it is not yet in its image, and its cluster does not "
+                f"take it: {error}; ask again"
+            ) from error
 
     def _wait_until_unused(self, device: str) -> None:
         """Raise DeviceInUse naming who has the device, but for who has it only for a moment, as udev does."""

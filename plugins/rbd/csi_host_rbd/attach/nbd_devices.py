@@ -1,8 +1,10 @@
 """Which image a network block device shows and whether its rbd-nbd lives, as sysfs and /proc say.
 
 The kernel keeps a device whose daemon has died, with the cookie it was mapped with: that is the volume's id (kernels
-since 5.14; older ones have no cookie, and then only a living daemon's command line says which image it serves). After
-a daemon was replaced ``pid`` still names the first one, so the replacement is found by its command line too.
+since 5.14; older ones have no cookie, and then only a living daemon's command line says which image it serves). Which
+daemon serves a device is on the daemons' command lines: the cookie of one that mapped it, the device of one that was
+attached to it later. ``pid`` names the first one for ever, is another process' after a while, and in a container is a
+number of another namespace: it counts only where there is no cookie.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,11 +20,18 @@ _MAP, _ATTACH = "map", "attach"
 
 @dataclass(frozen=True, kw_only=True)
 class Daemon:
-    """A running rbd-nbd: which image, and for one that was attached to a device, which device."""
+    """A running rbd-nbd: which image, with which cookie, and for one that was attached to a device, which device."""
 
     pid: int
     image: str
+    cookie: str
     device: str
+
+    def serves(self, device: str, pid: int, cookie: str) -> bool:
+        """Whether the device, with what sysfs says of it, is this daemon's."""
+        if self.device:
+            return self.device == device
+        return self.cookie == cookie if cookie and self.cookie else self.pid == pid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +58,17 @@ class NbdDevice:
 
 def connected_devices(sysfs: Path, proc: Path) -> Iterator[NbdDevice]:
     """Yield the connected devices that an rbd-nbd serves or may have served."""
-    daemons = list(_daemons(proc))
-    by_pid = {daemon.pid: daemon for daemon in daemons if not daemon.device}
-    by_device = {daemon.device: daemon for daemon in daemons if daemon.device}
-    for block in sorted((sysfs / "block").glob("nbd*"), key=lambda path: int(path.name.removeprefix("nbd") or 0)):
-        pid = _read(block / "pid")
-        if pid is None:
-            continue
-        device = f"/dev/{block.name}"
+    pids = {block: pid for block in (sysfs / "block").glob("nbd*") if (pid := _read(block / "pid")) is not None}
+    # Looking at every process of the machine is for nodes that have such devices.
+    daemons = list(_daemons(proc)) if pids else []
+    for block, pid in sorted(pids.items(), key=lambda item: int(item[0].name.removeprefix("nbd"))):
+        device, cookie = f"/dev/{block.name}", _read(block / "backend") or ""
         yield NbdDevice(
             device=device,
-            cookie=_read(block / "backend") or "",
+            cookie=cookie,
             size=_SECTOR_BYTES * int(_read(block / "size") or 0),
             read_only=_read(block / "ro") == "1",
-            daemon=by_device.get(device) or by_pid.get(int(pid)),
+            daemon=next((daemon for daemon in daemons if daemon.serves(device, int(pid), cookie)), None),
         )
 
 
@@ -77,15 +83,20 @@ def _daemons(proc: Path) -> Iterator[Daemon]:
         for command in (_MAP, _ATTACH):
             if command in words[:-1]:
                 image = words[words.index(command) + 1].partition("@")[0]
-                yield Daemon(pid=int(entry.name), image=image, device=_device_argument(words))
+                yield Daemon(
+                    pid=int(entry.name),
+                    image=image,
+                    cookie=_argument(words, "--cookie"),
+                    device=_argument(words, "--device"),
+                )
                 break
 
 
-def _device_argument(words: Sequence[str]) -> str:
+def _argument(words: Sequence[str], name: str) -> str:
     for position, word in enumerate(words):
-        if word.startswith("--device="):
-            return word.removeprefix("--device=")
-        if word == "--device" and position + 1 < len(words):
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+        if word == name and position + 1 < len(words):
             return words[position + 1]
     return ""
 

@@ -88,8 +88,8 @@ class NodeVolumes:
         attachment, mount = self._devices.revived(stash, image), staging.mount()
         if mount is not None:
             if attachment and attachment.is_alive and attachment.device == device_of(mount):
-                # Staged all along: only the stash was lost.
-                write_stash(staging.directory, stash)
+                # Staged all along: only the stash was lost, or the device's server replaced.
+                write_stash(staging.directory, self._devices.noted(stash))
                 return
             _refuse_shared(mount, staging)
             self._mounter.unmount(staging.target)
