@@ -1,5 +1,6 @@
 """The trash, and the manager's tasks that empty it."""
 
+import errno
 import time
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ from csi_host_rbd.fsck.look import Look
 from csi_host_rbd.fsck.names import DEFAULT_PREFIXES, TEMPORARY_SUFFIX, is_csi_like, uuid_at_end
 
 _NAMED = 5
+# How the manager says that an image was not removed because of snapshots: those that clones hung on go with the clones.
+_HAD_SNAPSHOTS = f"[errno {errno.ENOTEMPTY}]"
 
 
 def examine_trashed(look: Look, image_id: str) -> list[Finding]:
@@ -60,7 +63,7 @@ def examine_task(look: Look, task_id: str) -> list[Finding]:
     if task.image_id and (image := trashed_image(look.pool, task.image_id)) is not None and image.is_moving:
         # That is told of with the image.
         return []
-    if snapshots and all(one.is_trashed for one in snapshots):
+    if all(one.is_trashed for one in snapshots) and (snapshots or _HAD_SNAPSHOTS in task.reason):
         return []
     what = task.image_name or task.image_id
     cause = f"{task.action} of {what} has failed {task.retries} times: {task.reason}{_why(snapshots)}"
