@@ -33,12 +33,14 @@ IS_INSIDE = machine.INSIDE in os.environ
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """Outside, have the machine's own limits of time be the only ones."""
     for item in items:
-        if item.path.is_relative_to(_HERE) and _is_for_the_machine(item):
+        if _is_for_the_machine(item):
             item.add_marker(pytest.mark.timeout(0), append=False)
 
 
 def _is_for_the_machine(item: pytest.Item) -> bool:
-    return not IS_INSIDE and item.get_closest_marker("outside") is None
+    # pytest calls this file's hooks for the tests of other directories as well.
+    is_here = item.path.is_relative_to(_HERE)
+    return is_here and not IS_INSIDE and item.get_closest_marker("outside") is None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -81,10 +83,10 @@ def _guest(session: pytest.Session) -> Guest | str:
         if lacking and os.environ.get("CI") != "true":
             stash[_GUEST] = f"a virtual machine needs: {', '.join(lacking)}"
         else:
-            here = [item for item in session.items if item.path.is_relative_to(_HERE)]
+            here = [item for item in session.items if _is_for_the_machine(item)]
             if any("csi_sanity_binary" in getattr(item, "fixturenames", ()) for item in here):
                 _install_csi_sanity()
-            guest = Guest(session.config, [_node_id(item) for item in here if _is_for_the_machine(item)], _CONSOLE)
+            guest = Guest(session.config, [_node_id(item) for item in here], _CONSOLE)
             session.config.add_cleanup(guest.close)
             stash[_GUEST] = guest
     return stash[_GUEST]

@@ -72,10 +72,12 @@ def written(kit: Kit) -> Iterator[Writer]:
     kit.stage()
     writer = Writer(kit.publish() / "log")
     writer.start()
-    writer.wait_for_more()
-    yield writer
-    writer.wait_for_more()
-    writer.end()
+    try:
+        writer.wait_for_more()
+        yield writer
+        writer.wait_for_more()
+    finally:
+        writer.end()
     kit.unpublish()
     kit.unstage()
     kit.stage()
@@ -83,11 +85,14 @@ def written(kit: Kit) -> Iterator[Writer]:
     assert content[: writer.safe * LINE] == b"".join(map(line, range(writer.safe)))
 
 
-@pytest.fixture
-def hang(ceph: DevCluster) -> Iterator[DevCluster]:
-    """The cluster, whose OSD goes on when the test ends, however it ends."""
-    yield ceph
-    ceph.resume_osd()
+@contextmanager
+def hung(ceph: DevCluster) -> Iterator[None]:
+    """Have the OSD complete nothing for the length of the ``with``."""
+    ceph.stop_osd()
+    try:
+        yield
+    finally:
+        ceph.resume_osd()
 
 
 def stats_in_time(kit: Kit) -> csi_pb2.NodeGetVolumeStatsResponse:
@@ -98,25 +103,26 @@ def stats_in_time(kit: Kit) -> csi_pb2.NodeGetVolumeStatsResponse:
 
 
 def test_with_the_osd_hung_below_krbd_all_that_needs_no_ceph_goes_on_and_no_write_is_lost(
-    node: Node, hang: DevCluster
+    node: Node, ceph: DevCluster
 ) -> None:
     busy, idle = (node.make_volume(mounted(fs_type="ext4"), size_bytes=SIZE, mounter="rbd") for _ in range(2))
     idle.stage()
     with written(busy) as writer:
-        hang.stop_osd()
-        until = time.monotonic() + OUTAGE_SECONDS
-        time.sleep(1)
-        safe = writer.safe
-        while time.monotonic() < until:
-            assert stats_in_time(busy).volume_condition.abnormal
-            begun = time.monotonic()
-            assert node.rig.served.identity.Probe(csi_pb2.ProbeRequest(), timeout=20).ready.value
-            assert time.monotonic() - begun < PROBE_SECONDS
-            idle.publish("idle")
-            idle.unpublish("idle")
-            time.sleep(2)
-        assert writer.safe <= safe + 1
-        hang.resume_osd()
+        with hung(ceph):
+            until = time.monotonic() + OUTAGE_SECONDS
+            while not stats_in_time(busy).volume_condition.abnormal:
+                assert time.monotonic() < until, "nobody sees that nothing is written"
+                time.sleep(0.5)
+            safe = writer.safe
+            while time.monotonic() < until:
+                assert stats_in_time(busy).volume_condition.abnormal
+                begun = time.monotonic()
+                assert node.rig.served.identity.Probe(csi_pb2.ProbeRequest(), timeout=20).ready.value
+                assert time.monotonic() - begun < PROBE_SECONDS
+                idle.publish("idle")
+                idle.unpublish("idle")
+                time.sleep(2)
+            assert writer.safe == safe
         writer.wait_for_more()
         assert not stats_in_time(busy).volume_condition.abnormal
 

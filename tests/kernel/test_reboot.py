@@ -46,8 +46,6 @@ def run_side(side: str, cluster: DevCluster, share: Path) -> None:
 
 
 def test_after_a_power_cut_every_volume_is_staged_anew_or_cleared_away(ceph_outside: DevCluster) -> None:
-    # A dead client is forgotten after this time and not after 30 s.
-    ceph_outside.ceph("config", "set", "osd", "osd_client_watch_timeout", "10")
     with tempfile.TemporaryDirectory(prefix="csi-vm-") as directory, Hands(Path(directory)):
         run_side(BEFORE, ceph_outside, Path(directory))
         run_side(AFTER, ceph_outside, Path(directory))

@@ -24,14 +24,11 @@ from csi_host_vm.machine import INSIDE
 
 BEFORE, AFTER = "before", "after"
 # By what has become of the pod while the machine was down, with the capability and the class's parameters.
-_VOLUMES = {
-    "stays-ext4": (mounted(fs_type="ext4"), {"mounter": "rbd"}),
-    "stays-luks": (mounted(fs_type="xfs"), {"mounter": "rbd", "encrypted": "true"}),
-    "stays-nbd": (mounted(fs_type="ext4"), {"mounter": "rbd-nbd"}),
-    "stays-block": (block(), {"mounter": "rbd"}),
-    "gone-ext4": (mounted(fs_type="ext4"), {"mounter": "rbd"}),
-    "gone-nbd": (mounted(fs_type="ext4"), {"mounter": "rbd-nbd"}),
-    "gone-block": (block(), {"mounter": "rbd-nbd"}),
+_VOLUMES: dict[str, tuple[csi_pb2.VolumeCapability, dict[str, str]]] = {
+    "stays-mounted": (mounted(fs_type="ext4"), {"mounter": "rbd", "encrypted": "true"}),
+    "stays-block": (block(), {"mounter": "rbd-nbd"}),
+    "gone-mounted": (mounted(fs_type="ext4"), {"mounter": "rbd-nbd"}),
+    "gone-block": (block(), {"mounter": "rbd"}),
 }
 _BYTES = 320 * 1024**2
 
