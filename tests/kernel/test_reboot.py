@@ -28,6 +28,7 @@ def run_side(side: str, cluster: DevCluster, share: Path) -> None:
         f"{shlex.join([sys.executable, '-m', 'csi_host_vm.reboot', side, str(cluster.directory)])}\nsleep infinity"
     )
     process = machine.boot(command, share=share)
+    assert process.stdout is not None
     console = (share / f"{side}.console").open("w+b")
     reader = threading.Thread(target=shutil.copyfileobj, args=(process.stdout, console, 1), daemon=True)
     reader.start()
@@ -39,6 +40,7 @@ def run_side(side: str, cluster: DevCluster, share: Path) -> None:
         process.kill()
         process.wait()
         reader.join()
+        process.stdout.close()
         console.close()
     outcome = (share / side).read_text() if (share / side).exists() else "the machine said nothing"
     said = (share / f"{side}.console").read_bytes()[-_LAST_BYTES:].decode(errors="replace")

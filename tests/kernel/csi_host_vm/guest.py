@@ -69,7 +69,7 @@ class Guest:
     def _keep_console(self) -> None:
         assert self._process.stdout is not None
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("wb", buffering=0) as file:
+        with self._process.stdout, self._log.open("wb", buffering=0) as file:
             while chunk := self._process.stdout.read1(65536):  # type: ignore[attr-defined]
                 file.write(chunk)
 

@@ -1,4 +1,4 @@
-"""What a node goes through when its cluster hangs, and when a daemon dies, below a mounted volume that is written."""
+"""An rbd-nbd that dies below a mounted volume that is written."""
 
 import os
 import signal
@@ -10,19 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from csi_host.proto import csi_pb2
 from csi_host_rbd.attach.processes import find_processes, wait_for_end
-from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.testing.hosted import hosted
 from csi_host_rbd.testing.node_kit import Kit, Node
 from csi_host_rbd.testing.rig import mounted
 
 pytestmark = [pytest.mark.ceph, pytest.mark.root]
 
-OUTAGE_SECONDS = 60.0
-# csi-host allows itself 5 s for statistics; the rest is for a machine without KVM.
-STATS_SECONDS = 15.0
-PROBE_SECONDS = 3.0
 MORE_SECONDS = 90.0
 LINE = 4096
 SIZE = 320 * 1024**2
@@ -83,48 +77,6 @@ def written(kit: Kit) -> Iterator[Writer]:
     kit.stage()
     content = (kit.publish() / "log").read_bytes()
     assert content[: writer.safe * LINE] == b"".join(map(line, range(writer.safe)))
-
-
-@contextmanager
-def hung(ceph: DevCluster) -> Iterator[None]:
-    """Have the OSD complete nothing for the length of the ``with``."""
-    ceph.stop_osd()
-    try:
-        yield
-    finally:
-        ceph.resume_osd()
-
-
-def stats_in_time(kit: Kit) -> csi_pb2.NodeGetVolumeStatsResponse:
-    begun = time.monotonic()
-    answer = kit.stats()
-    assert time.monotonic() - begun < STATS_SECONDS
-    return answer
-
-
-def test_with_the_osd_hung_below_krbd_all_that_needs_no_ceph_goes_on_and_no_write_is_lost(
-    node: Node, ceph: DevCluster
-) -> None:
-    busy, idle = (node.make_volume(mounted(fs_type="ext4"), size_bytes=SIZE, mounter="rbd") for _ in range(2))
-    idle.stage()
-    with written(busy) as writer:
-        with hung(ceph):
-            until = time.monotonic() + OUTAGE_SECONDS
-            while not stats_in_time(busy).volume_condition.abnormal:
-                assert time.monotonic() < until, "nobody sees that nothing is written"
-                time.sleep(0.5)
-            safe = writer.safe
-            while time.monotonic() < until:
-                assert stats_in_time(busy).volume_condition.abnormal
-                begun = time.monotonic()
-                assert node.rig.served.identity.Probe(csi_pb2.ProbeRequest(), timeout=20).ready.value
-                assert time.monotonic() - begun < PROBE_SECONDS
-                idle.publish("idle")
-                idle.unpublish("idle")
-                time.sleep(2)
-            assert writer.safe == safe
-        writer.wait_for_more()
-        assert not stats_in_time(busy).volume_condition.abnormal
 
 
 def test_a_killed_rbd_nbd_is_replaced_below_a_mounted_volume_that_is_written(node: Node, directory: Path) -> None:
