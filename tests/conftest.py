@@ -21,6 +21,8 @@ _ONE_AT_A_TIME = (
 )
 
 
+# Before xdist, which sends a test to its group's worker by what it finds then.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """Group the tests that must not run beside each other; the others go by file to whichever worker is free."""
     for item in items:

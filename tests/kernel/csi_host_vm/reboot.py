@@ -6,17 +6,20 @@ kubelet's directory is in the shared directory, so it is there after the cut; mo
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import grpc
 
 from csi_host.node.mounts import read_mounts
 from csi_host.node.stats import volume_stats
 from csi_host.process import run
 from csi_host.proto import csi_pb2
 from csi_host_rbd.testing.fast_luks import fast_luks
-from csi_host_rbd.testing.node_kit import Node
+from csi_host_rbd.testing.node_kit import Kit, Node
 from csi_host_rbd.testing.pools import PoolView
 from csi_host_rbd.testing.rig import block, mounted, rbd_rig
 from csi_host_vm.cluster import ClusterOutside
@@ -31,6 +34,8 @@ _VOLUMES: dict[str, tuple[csi_pb2.VolumeCapability, dict[str, str]]] = {
     "gone-block": (block(), {"mounter": "rbd"}),
 }
 _BYTES = 320 * 1024**2
+# A watch ends 30 s after its last sign of life.
+_WATCH_SECONDS = 90.0
 
 
 @contextmanager
@@ -71,7 +76,7 @@ def after(share: Path, cluster: Path) -> None:
             kit.unstage()
             if left := [str(path) for path in (kit.target(name), *kit.staging.iterdir()) if path.exists()]:
                 raise AssertionError(f"{name}: left behind: {left}")
-            node.rig.delete(kit.volume.volume_id)
+            _delete(node, kit)
     left = [mount.mount_point for mount in read_mounts() if str(share / "node") in mount.mount_point]
     if left := [
         *left,
@@ -79,6 +84,19 @@ def after(share: Path, cluster: Path) -> None:
         *map(str, Path("/sys/block").glob("nbd*/pid")),
     ]:
         raise AssertionError(f"left behind: {left}")
+
+
+def _delete(node: Node, kit: Kit) -> None:
+    # The machine that lost its power has the images open for as long as the OSD believes in it.
+    until = time.monotonic() + _WATCH_SECONDS
+    while True:
+        try:
+            node.rig.delete(kit.volume.volume_id)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.FAILED_PRECONDITION or time.monotonic() > until:
+                raise
+        else:
+            return
 
 
 def _write(target: Path, text: str) -> None:
