@@ -49,7 +49,7 @@ run: $(INSTALLED)
 	    $(if $(FILESYSTEM),--filesystem $(FILESYSTEM))
 
 test: lint
-	@exec $(AS_ROOT) $(PYTHON) -m pytest --numprocesses=3 --dist=loadgroup $(ARGS)
+	@exec $(AS_ROOT) $(PYTHON) -m pytest --numprocesses=3 --dist=loadscope $(ARGS)
 
 # None of these is a part of the tests: they take minutes, and what they say depends on the machine.
 bench report-volumes report-memory: $(INSTALLED_DEV)

@@ -1,12 +1,12 @@
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.testing.clusters import own_cluster
 
-_TESTS = Path(__file__).parent
 # What mounts, uses loop devices, looks for processes of the whole machine or builds wheels: by one worker, in order.
 _ONE_AT_A_TIME = (
     "cephfs_stub",
@@ -21,13 +21,14 @@ _ONE_AT_A_TIME = (
 )
 
 
-# Before xdist, which sends a test to its group's worker by what it finds then.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Group the tests that must not run beside each other; the others go by file to whichever worker is free."""
-    for item in items:
-        file = item.path.relative_to(_TESTS).as_posix() if item.path.is_relative_to(_TESTS) else item.path.as_posix()
-        item.add_marker(pytest.mark.xdist_group(_group(file)))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Send the tests that must not run beside each other to one worker; the others go by file to whichever is free."""
+    return _GroupScheduling(config, log)
+
+
+class _GroupScheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid.partition("::")[0].removeprefix("tests/"))
 
 
 def _group(file: str) -> str:
