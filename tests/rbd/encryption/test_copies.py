@@ -215,9 +215,8 @@ def test_a_source_whose_passphrase_is_lost_is_not_copied_and_nothing_is_left(
     left = rig.pool.journal()
     left.pop("csi.snaps.default", None)
     assert (left, rig.pool.images()) == (before, images)
-    assert rig.pool.snapshots(_image(rig, source)) == {} or set(rig.pool.snapshots(_image(rig, source)).values()) == {
-        "trash"
-    }
+    # What the manager has not removed yet keeps its snapshot out of sight.
+    assert set(rig.pool.snapshots(_image(rig, source)).values()) <= {"trash"}
 
 
 def test_while_the_kms_is_down_a_copy_waits_and_goes_on(

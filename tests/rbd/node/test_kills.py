@@ -54,7 +54,7 @@ def make_image(ceph: DevCluster) -> Iterator[MakeImage]:
     def make() -> NodeImage:
         name = f"kill-{uuid.uuid4()}"
         create_image(pool, name, 32 * MIB, ImageOptions())
-        return NodeImage(cluster=cluster, pool=pool, name=name, credentials=credentials)
+        return NodeImage(cluster=cluster, pool=pool, name=name, credentials=credentials, handle=name)
 
     with backend.open(ceph.cluster_id, credentials) as cluster:
         pool = cluster.pool(ceph.pool)

@@ -51,7 +51,7 @@ class NodeImage:
     is_static: bool = False
     mounter: str = ""
     mkfs_options: str = ""
-    handle: str = ""
+    handle: str
     keys: Keys | None = None
     wishes: MapWishes = field(default_factory=MapWishes)
 
@@ -214,6 +214,7 @@ class NodeImages:
                 is_static=is_static,
                 mounter=context.get("mounter", ""),
                 mkfs_options=context.get("mkfsOptions", ""),
+                handle=volume_id,
                 wishes=MapWishes.of(context),
             )
 

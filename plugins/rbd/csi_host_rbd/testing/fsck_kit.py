@@ -4,6 +4,7 @@ import struct
 import time
 import uuid as uuids
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -49,7 +50,12 @@ class Checker:
 
     def dump(self) -> Dumped:
         """Return everything that there is in the place, byte for byte."""
-        return {name: _dumped(self.look.pool.ioctx, name) for name in _names(self.look.pool)}
+        dumped: Dumped = {}
+        for name in _names(self.look.pool):
+            # The manager may be removing what was just mended.
+            with suppress(rados.ObjectNotFound):
+                dumped[name] = _dumped(self.look.pool.ioctx, name)
+        return dumped
 
 
 def _names(pool: Pool) -> Sequence[str]:
