@@ -4,7 +4,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +11,6 @@ import pytest
 
 from csi_host.node.stats import volume_stats
 from csi_host.process import run
-from csi_host.testing import csi_sanity
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.testing.clusters import own_cluster
 from csi_host_rbd.testing.fast_luks import fast_luks
@@ -24,7 +22,6 @@ from csi_host_vm.cluster import ClusterOutside
 from csi_host_vm.guest import CLUSTER, Guest, SilentError
 
 _HERE = Path(__file__).parent
-_TOOLS = _HERE.parents[1] / "build/tools"
 _CONSOLE = _HERE.parents[1] / "build/kernel/console.log"
 _GUEST = pytest.StashKey[Guest | str]()
 IS_INSIDE = machine.INSIDE in os.environ
@@ -84,18 +81,10 @@ def _guest(session: pytest.Session) -> Guest | str:
             stash[_GUEST] = f"a virtual machine needs: {', '.join(lacking)}"
         else:
             here = [item for item in session.items if _is_for_the_machine(item)]
-            if any("csi_sanity_binary" in getattr(item, "fixturenames", ()) for item in here):
-                _install_csi_sanity()
             guest = Guest(session.config, [_node_id(item) for item in here], _CONSOLE)
             session.config.add_cleanup(guest.close)
             stash[_GUEST] = guest
     return stash[_GUEST]
-
-
-def _install_csi_sanity() -> None:
-    # Inside there is no network; where it cannot be had the test inside says so.
-    with suppress(csi_sanity.CsiSanityMissingError):
-        csi_sanity.install(_TOOLS)
 
 
 def _node_id(item: pytest.Item) -> str:
@@ -118,17 +107,6 @@ def ceph_outside() -> Iterator[DevCluster]:
         pytest.skip(f"a virtual machine needs: {', '.join(lacking)}")
     with own_cluster() as cluster:
         yield cluster
-
-
-@pytest.fixture
-def csi_sanity_binary() -> Path:
-    """csi-sanity, which was built outside."""
-    try:
-        return csi_sanity.install(_TOOLS)
-    except csi_sanity.CsiSanityMissingError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"csi-sanity is never skipped in CI: {error}")
-        pytest.skip(f"csi-sanity: {error}")
 
 
 @pytest.fixture

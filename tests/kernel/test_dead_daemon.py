@@ -2,8 +2,6 @@
 
 import os
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,57 +12,19 @@ from csi_host_rbd.attach.processes import find_processes, wait_for_end
 from csi_host_rbd.testing.hosted import hosted
 from csi_host_rbd.testing.node_kit import Kit, Node
 from csi_host_rbd.testing.rig import mounted
+from csi_host_rbd.testing.writers import Writer
 
 pytestmark = [pytest.mark.ceph, pytest.mark.root]
 
 MORE_SECONDS = 90.0
-LINE = 4096
 SIZE = 320 * 1024**2
-
-
-def line(number: int) -> bytes:
-    return f"{number}\n".encode().rjust(LINE)
-
-
-class Writer(threading.Thread):
-    """A pod that appends numbered lines and knows of how many they are safe."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(daemon=True)
-        self._path = path
-        self._ended = threading.Event()
-        self.safe = 0
-        self.failure: OSError | None = None
-
-    def run(self) -> None:
-        try:
-            with self._path.open("wb", buffering=0) as file:
-                while not self._ended.wait(0.02):
-                    file.write(line(self.safe))
-                    os.fsync(file.fileno())
-                    self.safe += 1
-        except OSError as error:
-            self.failure = error
-
-    def wait_for_more(self) -> None:
-        wanted, until = self.safe + 3, time.monotonic() + MORE_SECONDS
-        while self.safe < wanted:
-            assert self.failure is None
-            assert time.monotonic() < until, "nothing more is written"
-            time.sleep(0.05)
-
-    def end(self) -> None:
-        self._ended.set()
-        self.join(MORE_SECONDS)
-        assert not self.is_alive()
-        assert self.failure is None
 
 
 @contextmanager
 def written(kit: Kit) -> Iterator[Writer]:
     """Write to a volume all the while; afterwards all that was safe is there, also when it is staged anew."""
     kit.stage()
-    writer = Writer(kit.publish() / "log")
+    writer = Writer(kit.publish() / "log", patience=MORE_SECONDS)
     writer.start()
     try:
         writer.wait_for_more()
@@ -75,8 +35,7 @@ def written(kit: Kit) -> Iterator[Writer]:
     kit.unpublish()
     kit.unstage()
     kit.stage()
-    content = (kit.publish() / "log").read_bytes()
-    assert content[: writer.safe * LINE] == b"".join(map(line, range(writer.safe)))
+    writer.check(kit.publish() / "log")
 
 
 def test_a_killed_rbd_nbd_is_replaced_below_a_mounted_volume_that_is_written(node: Node, directory: Path) -> None:

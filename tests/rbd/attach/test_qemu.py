@@ -9,6 +9,7 @@ from csi_host.node.devices import size_bytes
 from csi_host.process import run
 from csi_host_rbd.attach.attacher import Attachment, AttachmentLost, AttachRequest, DeviceInUse
 from csi_host_rbd.attach.qemu import QemuAttacher
+from csi_host_rbd.testing.device_bytes import read_from, write_to
 from csi_host_rbd.testing.images import Images
 from csi_host_rbd.testing.machine import Machine
 
@@ -19,22 +20,6 @@ MIB = 1024**2
 RequestFor = Callable[..., AttachRequest]
 Attach = Callable[..., Attachment]
 PATTERN = os.urandom(MIB)
-
-
-def write(device: str, offset: int, data: bytes) -> None:
-    """Write through the page cache, and have the kernel flush it."""
-    descriptor = os.open(device, os.O_WRONLY)
-    try:
-        os.pwrite(descriptor, data, offset)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read(device: str, offset: int, length: int) -> bytes:
-    with Path(device).open("rb", buffering=0) as file:
-        file.seek(offset)
-        return file.read(length)
 
 
 def test_an_image_becomes_a_device_of_its_size_and_goes_away_without_a_trace(
@@ -54,7 +39,7 @@ def test_an_image_becomes_a_device_of_its_size_and_goes_away_without_a_trace(
 
 def test_what_was_flushed_is_in_the_image_while_it_is_attached(attached: Attach, images: Images) -> None:
     name = images.make()
-    write(attached(name).device, 5 * MIB, PATTERN)
+    write_to(attached(name).device, 5 * MIB, PATTERN)
     assert images.read(name, 5 * MIB, MIB) == PATTERN
 
 
@@ -71,7 +56,7 @@ def test_what_was_written_and_never_flushed_is_in_the_image_after_detaching(
 def test_a_discard_gives_the_space_back(attached: Attach, images: Images) -> None:
     name = images.make()
     device = attached(name).device
-    write(device, 0, PATTERN * 8)
+    write_to(device, 0, PATTERN * 8)
     run(["blkdiscard", "--offset=0", f"--length={8 * MIB}", device], timeout=20)
     extents = []
     with images.opened(name) as image:
@@ -126,14 +111,14 @@ def test_a_read_only_attachment_refuses_writes(attached: Attach, images: Images)
     attachment = attached(name, read_only=True)
     assert attachment.read_only
     with pytest.raises(PermissionError):
-        write(attachment.device, 0, PATTERN)
+        write_to(attachment.device, 0, PATTERN)
 
 
 def test_a_device_that_somebody_left_read_only_can_be_written_all_the_same(attached: Attach, images: Images) -> None:
     free = run(["losetup", "--find"], timeout=20).stdout.strip()
     run(["blockdev", "--setro", free], timeout=20)
     try:
-        write(attached(images.make()).device, 0, PATTERN)
+        write_to(attached(images.make()).device, 0, PATTERN)
     finally:
         run(["blockdev", "--setrw", free], timeout=20)
 
@@ -145,7 +130,7 @@ def test_an_unused_device_is_made_again_when_it_is_wanted_for_writing(
     attached(name, read_only=True)
     attachment = attacher.attach(request_for(name))
     assert not attachment.read_only
-    write(attachment.device, 0, PATTERN)
+    write_to(attachment.device, 0, PATTERN)
 
 
 def test_images_with_the_same_name_in_two_clusters_are_told_apart(
@@ -163,13 +148,13 @@ def test_a_device_grows_with_its_image_and_keeps_its_content(
 ) -> None:
     name = images.make(64 * MIB)
     device = attached(name).device
-    write(device, 0, write_before)
+    write_to(device, 0, write_before)
     images.resize(name, 96 * MIB)
     assert attacher.grow(request_for(name).spec) == 96 * MIB
     assert size_bytes(device) == 96 * MIB
-    write(device, 95 * MIB, PATTERN)
+    write_to(device, 95 * MIB, PATTERN)
     assert images.read(name, 95 * MIB, MIB) == PATTERN
-    assert read(device, 0, len(write_before)) == write_before
+    assert read_from(device, 0, len(write_before)) == write_before
 
 
 def test_growing_twice_and_growing_what_has_not_grown_change_nothing(

@@ -13,6 +13,7 @@ from csi_host_rbd.attach.attacher import Attachment, AttachRequest, OpensLuks
 from csi_host_rbd.attach.qemu import QemuAttacher
 from csi_host_rbd.attach.storage_daemon import ImageNotOpened
 from csi_host_rbd.encryption.luks import Luks
+from csi_host_rbd.testing.device_bytes import read_from, write_to
 from csi_host_rbd.testing.fast_luks import fast_luks
 from csi_host_rbd.testing.images import Images
 from csi_host_rbd.testing.kills import killed_at
@@ -33,21 +34,6 @@ LUKS = Luks(fast_luks(run))
 
 RequestFor = Callable[..., AttachRequest]
 Attach = Callable[..., Attachment]
-
-
-def write(device: str, offset: int, data: bytes) -> None:
-    descriptor = os.open(device, os.O_WRONLY)
-    try:
-        os.pwrite(descriptor, data, offset)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read(device: str, offset: int, length: int) -> bytes:
-    with Path(device).open("rb", buffering=0) as file:
-        file.seek(offset)
-        return file.read(length)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +68,8 @@ def test_what_is_encrypted_is_shown_and_the_image_has_no_plain_byte_of_it(
 ) -> None:
     device = attached(encrypted, passphrase=PASSPHRASE).device
     assert size_bytes(device) == 64 * MIB - HEADER
-    write(device, 5 * MIB, PATTERN)
-    assert read(device, 5 * MIB, MIB) == PATTERN
+    write_to(device, 5 * MIB, PATTERN)
+    assert read_from(device, 5 * MIB, MIB) == PATTERN
     with images.opened(encrypted) as image:
         content = bytes(image.read(0, image.size()))
     assert content.startswith(b"LUKS\xba\xbe\0\2")
@@ -95,7 +81,7 @@ def test_it_grows_while_it_is_used_and_the_image_keeps_its_size(
     attacher: QemuAttacher, attached: Attach, images: Images, request_for: RequestFor, encrypted: str
 ) -> None:
     device = attached(encrypted, passphrase=PASSPHRASE).device
-    write(device, 48 * MIB - MIB, PATTERN)
+    write_to(device, 48 * MIB - MIB, PATTERN)
     spec = request_for(encrypted).spec
     for size in (64 * MIB, 65 * MIB, 96 * MIB):
         images.resize(encrypted, size)
@@ -104,10 +90,10 @@ def test_it_grows_while_it_is_used_and_the_image_keeps_its_size(
             assert attacher.grow(spec) == size
             assert size_bytes(device) == size - HEADER
             assert images.size(encrypted) == size
-    write(device, 80 * MIB - MIB, PATTERN)
+    write_to(device, 80 * MIB - MIB, PATTERN)
     attacher.detach(spec)
     device = attached(encrypted, passphrase=PASSPHRASE).device
-    assert read(device, 48 * MIB - MIB, MIB) == read(device, 80 * MIB - MIB, MIB) == PATTERN
+    assert read_from(device, 48 * MIB - MIB, MIB) == read_from(device, 80 * MIB - MIB, MIB) == PATTERN
 
 
 def test_a_wrong_passphrase_opens_nothing_and_leaves_nothing(
@@ -140,16 +126,16 @@ def test_the_header_can_be_changed_beside_the_opened_device(
     assert isinstance(attacher, OpensLuks)
     other = Passphrase("battery staple")
     device = attached(encrypted, passphrase=PASSPHRASE).device
-    write(device, 0, PATTERN)
+    write_to(device, 0, PATTERN)
     with attacher.bare(request_for(encrypted)) as bare:
         assert bare != device
         LUKS.add(bare, 1, other, authorized_by=PASSPHRASE)
         LUKS.remove(bare, 0)
-    write(device, MIB, PATTERN)
+    write_to(device, MIB, PATTERN)
     assert len(machine.daemons()) == 1
     attacher.detach(request_for(encrypted).spec)
     machine.assert_clean()
-    assert read(attached(encrypted, passphrase=other).device, 0, 2 * MIB) == 2 * PATTERN
+    assert read_from(attached(encrypted, passphrase=other).device, 0, 2 * MIB) == 2 * PATTERN
 
 
 def test_the_passphrase_is_on_no_command_line_and_in_no_file(

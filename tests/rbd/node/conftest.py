@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,16 @@ import rbd
 
 from csi_host.node.stats import volume_stats
 from csi_host.process import run
+from csi_host_rbd.backend import Backend
+from csi_host_rbd.ceph.connections import Connections, Timeouts
+from csi_host_rbd.ceph.create import ImageOptions, create_image
+from csi_host_rbd.clusters import Clusters
+from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster
+from csi_host_rbd.encryption.keys import Keys
+from csi_host_rbd.node.images import NodeImage
 from csi_host_rbd.testing.fast_luks import fast_luks
-from csi_host_rbd.testing.node_kit import FakeProgram, ImageOf, Kit, Node, Refused, Unchanged, content
+from csi_host_rbd.testing.node_kit import FakeProgram, ImageOf, Kit, MakeNodeImage, Node, Refused, Unchanged, content
 from csi_host_rbd.testing.pools import PoolView
 from csi_host_rbd.testing.rig import rbd_rig
 from csi_host_rbd.testing.vault import VaultServer, serving_vault
@@ -124,6 +132,24 @@ def short_watches(ceph: DevCluster) -> Iterator[None]:
     ceph.ceph("config", "set", "osd", "osd_client_watch_timeout", "6")
     yield
     ceph.ceph("config", "rm", "osd", "osd_client_watch_timeout")
+
+
+@pytest.fixture
+def make_node_image(ceph: DevCluster) -> Iterator[MakeNodeImage]:
+    """Make an image of a size in bytes, and return it as a node knows it; ``keys`` of an encrypted one."""
+    connections = Connections(timeouts=Timeouts())
+    backend = Backend(clusters=Clusters(ceph.clusters_file), connections=connections, instance_id="default")
+    credentials = Credentials.from_secrets(ceph.secrets())
+
+    def make(size_bytes: int, keys: Keys | None = None) -> NodeImage:
+        name = f"image-{uuid.uuid4()}"
+        create_image(pool, name, size_bytes, ImageOptions())
+        return NodeImage(cluster=cluster, pool=pool, name=name, credentials=credentials, handle=name, keys=keys)
+
+    with backend.open(ceph.cluster_id, credentials) as cluster:
+        pool = cluster.pool(ceph.pool)
+        yield make
+    connections.close()
 
 
 @pytest.fixture

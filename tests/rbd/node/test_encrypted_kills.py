@@ -2,8 +2,7 @@
 
 import itertools
 import os
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,6 @@ from csi_host.kms import KmsRequest
 from csi_host.process import run
 from csi_host_rbd.attach.qemu import QemuAttacher
 from csi_host_rbd.attach.registry import Attachers
-from csi_host_rbd.backend import Backend
-from csi_host_rbd.ceph.connections import Connections, Timeouts
-from csi_host_rbd.ceph.create import ImageOptions, create_image
-from csi_host_rbd.clusters import Clusters
-from csi_host_rbd.credentials import Credentials
-from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.encryption import first_use, luks
 from csi_host_rbd.encryption.first_use import LUKS_MARK
 from csi_host_rbd.encryption.keys import Keys
@@ -32,6 +25,7 @@ from csi_host_rbd.node.volumes import NodeVolumes
 from csi_host_rbd.testing.fast_luks import fast_luks
 from csi_host_rbd.testing.kills import killed_at
 from csi_host_rbd.testing.machine import Machine
+from csi_host_rbd.testing.node_kit import MakeNodeImage
 
 pytestmark = [
     pytest.mark.ceph,
@@ -54,23 +48,15 @@ def volumes(directory: Path) -> NodeVolumes:
 
 
 @pytest.fixture
-def make_image(ceph: DevCluster) -> Iterator[MakeImage]:
-    connections = Connections(timeouts=Timeouts())
-    backend = Backend(clusters=Clusters(ceph.clusters_file), connections=connections, instance_id="default")
-    credentials = Credentials.from_secrets(ceph.secrets())
+def make_image(make_node_image: MakeNodeImage) -> MakeImage:
     keys = Keys(SecretKms(KmsRequest(kms_id="default", secrets={"encryptionPassphrase": "secret"})))
 
     def make() -> NodeImage:
-        name = f"kill-{uuid.uuid4()}"
-        create_image(pool, name, 20 * MIB, ImageOptions())
-        image = NodeImage(cluster=cluster, pool=pool, name=name, credentials=credentials, handle=name, keys=keys)
+        image = make_node_image(20 * MIB, keys)
         image.write_metadata(STATE, "encryptionPrepared")
         return image
 
-    with backend.open(ceph.cluster_id, credentials) as cluster:
-        pool = cluster.pool(ceph.pool)
-        yield make
-    connections.close()
+    return make
 
 
 def stage(volumes: NodeVolumes, place: Staging, image: NodeImage) -> None:

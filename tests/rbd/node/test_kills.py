@@ -1,8 +1,7 @@
 """csi-host killed at every step of staging and unstaging: the next call goes on from there, and no byte is lost."""
 
 import itertools
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,18 +11,13 @@ from csi_host.process import run
 from csi_host_rbd import node
 from csi_host_rbd.attach.qemu import QemuAttacher
 from csi_host_rbd.attach.registry import Attachers
-from csi_host_rbd.backend import Backend
-from csi_host_rbd.ceph.connections import Connections, Timeouts
-from csi_host_rbd.ceph.create import ImageOptions, create_image
-from csi_host_rbd.clusters import Clusters
-from csi_host_rbd.credentials import Credentials
-from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.node.devices import Devices
 from csi_host_rbd.node.images import NodeImage
 from csi_host_rbd.node.staging import Staging
 from csi_host_rbd.node.volumes import NodeVolumes
 from csi_host_rbd.testing.kills import killed_at
 from csi_host_rbd.testing.machine import Machine
+from csi_host_rbd.testing.node_kit import MakeNodeImage
 
 pytestmark = [
     pytest.mark.ceph,
@@ -46,20 +40,8 @@ def volumes(directory: Path) -> NodeVolumes:
 
 
 @pytest.fixture
-def make_image(ceph: DevCluster) -> Iterator[MakeImage]:
-    connections = Connections(timeouts=Timeouts())
-    backend = Backend(clusters=Clusters(ceph.clusters_file), connections=connections, instance_id="default")
-    credentials = Credentials.from_secrets(ceph.secrets())
-
-    def make() -> NodeImage:
-        name = f"kill-{uuid.uuid4()}"
-        create_image(pool, name, 32 * MIB, ImageOptions())
-        return NodeImage(cluster=cluster, pool=pool, name=name, credentials=credentials, handle=name)
-
-    with backend.open(ceph.cluster_id, credentials) as cluster:
-        pool = cluster.pool(ceph.pool)
-        yield make
-    connections.close()
+def make_image(make_node_image: MakeNodeImage) -> MakeImage:
+    return lambda: make_node_image(32 * MIB)
 
 
 def stage(volumes: NodeVolumes, place: Staging, image: NodeImage) -> None:

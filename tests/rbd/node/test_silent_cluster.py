@@ -4,10 +4,8 @@
 """
 
 import os
-import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,51 +14,15 @@ from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.testing.hosted import Hosted, hosted
 from csi_host_rbd.testing.node_kit import Kit, Node
 from csi_host_rbd.testing.rig import mounted
+from csi_host_rbd.testing.writers import Writer
 
 pytestmark = [pytest.mark.ceph, pytest.mark.root]
 
 OUTAGE_SECONDS = float(os.environ.get("NODE_OUTAGE_SECONDS", "10"))
 # What csi-host allows itself for statistics, and some for a machine that is busy.
 STATS_SECONDS = 5.0 + 2.0
-LINE = 4096
-
-
-class Writer(threading.Thread):
-    """A pod that appends numbered lines and knows of each whether it is safe."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(daemon=True)
-        self._path = path
-        self._ended = threading.Event()
-        self.safe = 0
-        self.failure: OSError | None = None
-
-    def run(self) -> None:
-        try:
-            with self._path.open("wb", buffering=0) as file:
-                while not self._ended.is_set():
-                    file.write(line(self.safe))
-                    os.fsync(file.fileno())
-                    self.safe += 1
-        except OSError as error:
-            self.failure = error
-
-    def end(self) -> None:
-        self._ended.set()
-        self.join(60)
-        assert not self.is_alive()
-        assert self.failure is None
-
-    def wait_for_more(self) -> None:
-        wanted = self.safe + 3
-        until = time.monotonic() + 30
-        while self.safe < wanted and self.is_alive():
-            assert time.monotonic() < until
-            self._ended.wait(0.05)
-
-
-def line(number: int) -> bytes:
-    return f"{number:015d}\n".encode() * (LINE // 16)
+# A write that waited for the cluster goes on some seconds after it.
+MORE_SECONDS = 30.0
 
 
 @pytest.fixture
@@ -92,7 +54,7 @@ def test_with_the_osd_hung_stats_are_abnormal_in_time_and_every_write_is_there_a
     for kit in (busy, idle):
         kit.stage()
     idle.publish("idle")
-    writer = Writer(busy.publish("busy") / "log")
+    writer = Writer(busy.publish("busy") / "log", patience=MORE_SECONDS)
     writer.start()
     writer.wait_for_more()
     hang.stop_osd()
@@ -121,5 +83,4 @@ def test_with_the_osd_hung_stats_are_abnormal_in_time_and_every_write_is_there_a
     busy.unpublish("busy")
     busy.unstage()
     busy.stage()
-    content = (busy.publish("busy") / "log").read_bytes()
-    assert content[: writer.safe * LINE] == b"".join(map(line, range(writer.safe)))
+    writer.check(busy.publish("busy") / "log")

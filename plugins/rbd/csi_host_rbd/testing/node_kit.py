@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from csi_host.proto import csi_pb2
+from csi_host_rbd.node.images import NodeImage
 from csi_host_rbd.testing.machine import Machine
 from csi_host_rbd.testing.rig import RbdRig, mounted
 
@@ -22,6 +23,7 @@ SECONDS = float(os.environ.get("CSI_HOST_TEST_CALL_SECONDS", "90"))
 # Fixtures that are functions: the code and words a call is refused with; an image opened by another client.
 Refused = Callable[..., AbstractContextManager[None]]
 ImageOf = Callable[..., AbstractContextManager[Any]]
+MakeNodeImage = Callable[..., NodeImage]
 # A function that says whether a volume's image still is what it was; a shell script put before a real program.
 Unchanged = Callable[["Kit"], Callable[[], bool]]
 FakeProgram = Callable[[str, str], None]
