@@ -151,6 +151,12 @@ COPIES = {
 }
 
 
+def _without_header(bench: Bench, copy: Copy) -> None:
+    """The clone's image has its name, and no more."""
+    _without_parent(bench, copy)
+    bench.store.ioctx.remove_object(f"rbd_header.{bench.pool.image(copy.image(bench))['id']}")
+
+
 def _without_parent(bench: Bench, copy: Copy) -> None:
     """The clone's image was made, and no more."""
     bench.pool.rbd("create", copy.image(bench), "--size", "1G", "--image-feature", "layering")
@@ -175,7 +181,7 @@ def _in_trash(bench: Bench, copy: Copy) -> None:
     bench.pool.rbd("trash", "mv", copy.image(bench))
 
 
-STATES = [_without_parent, _unknown_to_parent, _without_snapshot, _in_trash]
+STATES = [_without_header, _without_parent, _unknown_to_parent, _without_snapshot, _in_trash]
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__.lstrip("_"))
@@ -202,7 +208,7 @@ def test_a_copy_that_was_cut_off_inside_of_librbd_is_made_anew_with_the_content_
     assert wait_until_clean(bench.pool, before) == []
 
 
-@pytest.mark.parametrize("state", STATES[:3], ids=lambda state: state.__name__.lstrip("_"))
+@pytest.mark.parametrize("state", STATES[:4], ids=lambda state: state.__name__.lstrip("_"))
 def test_when_its_source_has_gone_what_was_begun_goes_too(bench: Bench, state: Callable[[Bench, Copy], None]) -> None:
     copy = COPIES["clone"]
     call = copy.call(bench)

@@ -150,7 +150,11 @@ class _Caller:
         self._make(self._calls.delete_snapshot(kept.handle), again_after=IN_USE)
 
     def _make(self, call: Call, *, again_after: frozenset[grpc.StatusCode] = ASK_AGAIN) -> Any:
-        answer = call.until_known(lambda: self._controller, seconds=_KNOWN_SECONDS, again_after=again_after)
+        try:
+            answer = call.until_known(lambda: self._controller, seconds=_KNOWN_SECONDS, again_after=again_after)
+        except grpc.RpcError as error:
+            error.add_note(f"in {call}")
+            raise
         self.done[call.rpc] += 1
         return answer
 
@@ -187,7 +191,7 @@ def _run(pool: PoolView, directory: Path, patterns: Patterns, report: Report) ->
             _make_bystanders(calls, patterns, controller)
         before = remains_of(pool)
         callers = [_Caller(number, calls, patterns, controller, _SEED) for number in range(_CALLERS)]
-        with _at_work(callers):
+        with _described(pool, report), _at_work(callers):
             _kill_again_and_again(orders)
             survivor = victims.start(orders)
         with closing(survivor):
@@ -229,6 +233,20 @@ def _mend(pool: PoolView) -> str:
 
 
 @contextmanager
+def _described(pool: PoolView, report: Report) -> Iterator[None]:
+    """Report what there is when something went wrong: the pool goes with the test."""
+    try:
+        yield
+    except BaseException:
+        objects = remains_of(pool).objects
+        report(
+            "failed.txt",
+            [f"{name} {key} {value}" for name, keys in sorted(objects.items()) for key, value in sorted(keys.items())],
+        )
+        raise
+
+
+@contextmanager
 def _at_work(callers: Sequence[_Caller]) -> Iterator[None]:
     """Have the callers work for the length of the ``with``, and end what they are at; raises what went wrong."""
     stop = threading.Event()
@@ -243,7 +261,8 @@ def _at_work(callers: Sequence[_Caller]) -> Iterator[None]:
             thread.join()
     failures = [caller.failure for caller in callers if caller.failure is not None]
     # pytest shortens what it shows of a list: each is told in full.
-    assert not failures, "\n".join(map(str, failures))
+    told = [" ".join([str(failure), *getattr(failure, "__notes__", [])]) for failure in failures]
+    assert not failures, "\n".join(told)
 
 
 def _in_parallel(functions: Sequence[Callable[[], None]]) -> None:

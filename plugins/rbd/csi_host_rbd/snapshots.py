@@ -174,25 +174,31 @@ class Snapshots:
         """Take over what an earlier call of this name left: a whole snapshot, or the beginning of one."""
         if found.source != source.source.image_name:
             raise SnapshotDiffers(f"name: {wanted.name} is a snapshot of another volume (image {found.source})")
-        place = source.place
         try:
             image_id = image_names.read_image_id(found.pool, found.image_name)
+            if found.image_id or parents.is_attached(found.pool, image_id, source.place.cluster.pool_at):
+                source.withdraw(found.image_name)
+                return self._finish(wanted, source, found, image_id)
         except ImageNotFound:
-            if not found.image_id:
-                image_names.remove_remnants(found.pool, found.image_name)
-                # One that was half made, or undone, may have got into the trash and no further.
-                self._removal.finish_trashed(place, found.pool, found.image_name)
-                return self._make_image(wanted, source, found)
+            if image_names.is_whole(found.pool, found.image_name):
+                # Not the snapshot's image has gone, but one that it hangs on.
+                raise
+            return self._replace(wanted, source, found)
+        self._removal.remove_image(source.place, found.pool, found.image_name, snapshots=[found.image_name])
+        return self._make_image(wanted, source, found)
+
+    def _replace(self, wanted: WantedSnapshot, source: Original, found: Reservation) -> Snapshot:
+        """Make the image of a reservation of which there are remnants at the most."""
+        if found.image_id:
             # It was whole, so this is a deletion that was cut off. It is finished first.
-            self._removal.finish_in_trash(place, found)
+            self._removal.finish_in_trash(source.place, found)
             self._forget_passphrase(wanted, source, found)
-            place.snapshots.undo(found)
+            source.place.snapshots.undo(found)
             return self._make(wanted, source)
-        if not found.image_id and not parents.is_attached(found.pool, image_id, place.cluster.pool_at):
-            self._removal.remove_image(place, found.pool, found.image_name, snapshots=[found.image_name])
-            return self._make_image(wanted, source, found)
-        source.withdraw(found.image_name)
-        return self._finish(wanted, source, found, image_id)
+        image_names.remove_remnants(found.pool, found.image_name)
+        # One that was half made, or undone, may have got into the trash and no further.
+        self._removal.finish_trashed(source.place, found.pool, found.image_name)
+        return self._make_image(wanted, source, found)
 
     def _make_image(self, wanted: WantedSnapshot, source: Original, reservation: Reservation) -> Snapshot:
         pool, name = reservation.pool, reservation.image_name

@@ -35,6 +35,12 @@ class Call:
     rpc: str
     request: Message
 
+    def __str__(self) -> str:
+        shown = type(self.request)()
+        shown.CopyFrom(self.request)
+        shown.ClearField("secrets")
+        return f"{self.rpc} {shown}".replace("\n", " ")
+
     def on(self, controller: csi_pb2_grpc.ControllerStub, *, seconds: float = _CALL_SECONDS) -> Any:
         """Make the call once."""
         return getattr(controller, self.rpc)(self.request, timeout=seconds, wait_for_ready=True)
