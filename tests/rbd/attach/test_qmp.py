@@ -81,11 +81,34 @@ def test_an_answer_that_comes_byte_by_byte_among_events_is_found(path: Path) -> 
     assert commands[0]["arguments"] == {"node": "n"}
 
 
+def test_an_answer_to_who_was_connected_before_is_not_taken_for_the_greeting(path: Path) -> None:
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(b'{"return": {}, "id": "another client\'s"}\n')
+        greet(connection)
+        answer(connection, {"return": "ours"})
+
+    with daemon(path, talk), QmpClient(path, timeout=10) as qmp:
+        assert qmp.execute("query") == "ours"
+
+
+def test_no_two_clients_use_one_id_for_their_commands(path: Path, tmp_path: Path) -> None:
+    ids = []
+
+    def talk(connection: socket.socket) -> None:
+        greet(connection)
+        ids.append(answer(connection, {"return": {}})["id"])
+
+    for place in (path, tmp_path / "r"):
+        with daemon(place, talk), QmpClient(place, timeout=10) as qmp:
+            qmp.execute("query")
+    assert ids[0] != ids[1]
+
+
 def test_two_answers_in_one_packet_are_told_apart(path: Path) -> None:
     def talk(connection: socket.socket) -> None:
         greet(connection)
         command = receive(connection)
-        stale = {"return": "stale", "id": command["id"] - 1}
+        stale = {"return": "stale", "id": "another client's"}
         fresh = {"return": "fresh", "id": command["id"]}
         connection.sendall(json.dumps(stale).encode() + b"\n" + json.dumps(fresh).encode() + b"\n")
 

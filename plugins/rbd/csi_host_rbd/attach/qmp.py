@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +38,6 @@ class QmpClient:
         self._path = path
         self._timeout = timeout
         self._received = b""
-        self._commands = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def __enter__(self) -> Self:
@@ -62,8 +62,9 @@ class QmpClient:
             raise QmpTimeout(f"{self._path}: the storage daemon did not take the connection in time") from error
         except OSError as error:
             raise QmpClosed(f"{self._path}: {error.strerror or error}") from error
-        if "QMP" not in self._read_message("greeting", deadline):
-            raise QmpClosed(f"{self._path}: expected QMP's greeting")
+        # Before it there may be an answer to who was connected last, and hung up within a command.
+        while "QMP" not in self._read_message("greeting", deadline):
+            pass
         self.execute("qmp_capabilities")
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
@@ -71,15 +72,16 @@ class QmpClient:
 
         Raises QmpRefused, QmpTimeout or QmpClosed. No argument ever appears in a message: one may be a key.
         """
-        self._commands += 1
+        # A daemon hands answers to whoever is connected when they are ready, so no two commands may have one id.
+        command_id = str(uuid.uuid4())
         deadline = time.monotonic() + (timeout or self._timeout)
-        message = {"execute": command, "arguments": dict(arguments or {}), "id": self._commands}
+        message = {"execute": command, "arguments": dict(arguments or {}), "id": command_id}
         self._send(command, json.dumps(message).encode() + b"\n", deadline)
         while True:
             answer = self._read_message(command, deadline)
-            if "error" in answer and answer.get("id") in {None, self._commands}:
+            if "error" in answer and answer.get("id") in {None, command_id}:
                 raise QmpRefused(f"{command}: {answer['error'].get('desc', 'failed without saying why')}")
-            if "return" in answer and answer.get("id") == self._commands:
+            if "return" in answer and answer.get("id") == command_id:
                 return answer["return"]
 
     def _send(self, command: str, data: bytes, deadline: float) -> None:
