@@ -18,6 +18,7 @@ from csi_host.errors import FailedPrecondition, Unavailable
 from csi_host.process import ProcessError, Runner, run
 from csi_host_common_node.programs import require
 from csi_host_rbd import devmanager
+from csi_host_rbd.devconfiguration import configuration
 from csi_host_rbd.devdaemons import DAEMONS, Daemon, Daemons
 
 DEFAULT_DIRECTORY = Path("/run/csi-host/dev-cluster")
@@ -30,58 +31,6 @@ _PROGRAMS = ("ceph", "ceph-authtool", "ceph-mgr", "ceph-mon", "ceph-osd", "monma
 _COMMAND_SECONDS = 60.0
 _READY_SECONDS = 90.0
 _MAX_DIRECTORY_LENGTH = 70
-# An OSD that was suspended for longer than 0.8 of this has lost its read lease, and alone it never gets it back: its
-# placement groups stay laggy and every operation on them hangs.
-_GRACE_SECONDS = 3600
-_MEMSTORE_BYTES = 4 * 1024**3
-_BLUESTORE_BYTES = 20 * 1024**3
-
-# Everything on 127.0.0.1 and below the directory; one copy of each object; no daemon of the host's is read or written.
-# The OSD goes to / as systemd would have it: Debian's Ceph 20 looks for its object classes at a relative path.
-_CONFIGURATION = """\
-[global]
-fsid = {fsid}
-mon host = {monitor}
-public addr = 127.0.0.1
-cluster addr = 127.0.0.1
-auth cluster required = cephx
-auth service required = cephx
-auth client required = cephx
-auth allow insecure global id reclaim = false
-ms bind ipv6 = false
-osd pool default size = 1
-osd pool default min size = 1
-osd pool default pg autoscale mode = off
-mon allow pool size one = true
-mon allow pool delete = true
-mon data avail warn = 1
-mon data avail crit = 1
-osd crush chooseleaf type = 0
-osd heartbeat grace = {grace_seconds}
-osd objectstore = {objectstore}
-memstore device bytes = {memstore_bytes}
-bluestore block create = true
-bluestore block size = {bluestore_bytes}
-osd class load list = *
-osd class default list = *
-run dir = {directory}/run
-crash dir = {directory}/run
-admin socket = {directory}/run/$name.$pid.asok
-pid file = {directory}/run/$name.pid
-log file = {directory}/log/$name.log
-keyring = {directory}/keyring
-mon data = {directory}/mon
-osd data = {directory}/osd
-mgr data = {directory}/mgr
-[mgr]
-keyring = {directory}/mgr/keyring
-[osd]
-keyring = {directory}/osd/keyring
-chdir = /
-[client]
-admin socket =
-log file =
-"""
 
 
 class DevClusterError(FailedPrecondition):
@@ -225,9 +174,7 @@ class DevCluster:
         report("starting the OSD and the manager")
         self._start_osd()
         self._start_manager()
-        self._wait_until(
-            "the OSD is up", lambda: json.loads(self.ceph("osd", "stat", "-f", "json"))["num_up_osds"] == 1
-        )
+        self._wait_until("the OSD is up", self._osd_is_up)
         report(f"making the pool {POOL} and the user client.{USER}")
         self._write_driver_files()
         self._wait_until("the manager takes tasks", self._manager_takes_tasks)
@@ -239,18 +186,7 @@ class DevCluster:
 
     def _make_monitor(self) -> None:
         fsid, monitor = str(uuid.uuid4()), "[v2:127.0.0.1:{},v1:127.0.0.1:{}]".format(*_free_ports(2))
-        self._write(
-            "ceph.conf",
-            _CONFIGURATION.format(
-                fsid=fsid,
-                monitor=monitor,
-                directory=self.directory,
-                objectstore="bluestore" if self.persist else "memstore",
-                grace_seconds=_GRACE_SECONDS,
-                memstore_bytes=_MEMSTORE_BYTES,
-                bluestore_bytes=_BLUESTORE_BYTES,
-            ),
-        )
+        self._write("ceph.conf", configuration(self.directory, fsid, monitor, is_persistent=self.persist))
         keyring, monitor_map = str(self.directory / "keyring"), str(self.directory / "monmap")
         self._tool("ceph-authtool", "--create-keyring", "--gen-key", "-n", "mon.", "--cap", "mon", "allow *", keyring)
         everything = [word for service in ("mon", "osd", "mgr") for word in ("--cap", service, "allow *")]
@@ -279,8 +215,8 @@ class DevCluster:
             self.create_pool(POOL)
         entity = f"client.{USER}"
         self.ceph("auth", "get-or-create", entity, "mon", "profile rbd", "osd", "profile rbd", "mgr", "profile rbd")
-        configuration = self.ceph_conf.read_text(encoding="utf-8")
-        monitor = next(line.partition("= ")[2] for line in configuration.splitlines() if line.startswith("mon host"))
+        lines = self.ceph_conf.read_text(encoding="utf-8").splitlines()
+        monitor = next(line.partition("= ")[2] for line in lines if line.startswith("mon host"))
         self._write("config.json", json.dumps([{"clusterID": CLUSTER_ID, "monitors": [monitor]}], indent=1) + "\n")
         secret = {"userID": USER, "userKey": self.ceph("auth", "get-key", entity).strip()}
         self._write("secret.json", json.dumps(secret, indent=1) + "\n")
