@@ -33,13 +33,14 @@ PACKAGES_TEST := ceph-mds ceph-fuse
 # The virtual machine of tests/kernel; its kernel is never booted on this machine itself unless somebody restarts it.
 PACKAGES_TEST += qemu-system-x86 linux-image-amd64 busybox-static nftables iproute2
 PACKAGES := $(PACKAGES_PYTHON) $(PACKAGES_CEPH) $(PACKAGES_QEMU) $(PACKAGES_NODE)
-test setup kernel-shell: PACKAGES += $(PACKAGES_TEST)
+test test-kernel setup kernel-shell: PACKAGES += $(PACKAGES_TEST)
 
-.PHONY: help run test test-kills test-root kernel-shell bench report-volumes report-memory lint setup packages proto wheel clean
+.PHONY: help run test test-kernel test-kills test-root kernel-shell bench report-volumes report-memory lint setup packages proto wheel clean
 
 help:
 	@sed -n '1,/^$$/s/^# \?//p' Makefile
 	echo '  make setup | lint | proto | wheel | clean  (CONTRIBUTING.md)'
+	echo '  make test-kernel   the kernel tests in full (tests/kernel/README.md)'
 	echo '  make kernel-shell  a shell in the virtual machine of the kernel tests (tests/kernel/README.md)'
 	echo '  make bench | report-volumes | report-memory  (tests/bench/README.md)'
 
@@ -49,7 +50,7 @@ run: $(INSTALLED)
 	    $(if $(FILESYSTEM),--filesystem $(FILESYSTEM))
 
 test: lint
-	@exec $(AS_ROOT) $(PYTHON) -m pytest --numprocesses=3 --dist=loadscope $(ARGS)
+	@exec $(AS_ROOT) $(PYTHON) -m pytest --numprocesses=3 --dist=loadscope --no-loadscope-reorder $(ARGS)
 
 # None of these is a part of the tests: they take minutes, and what they say depends on the machine.
 bench report-volumes report-memory: $(INSTALLED_DEV)
@@ -63,6 +64,12 @@ test-root: packages
 	    PACKAGES='$(PACKAGES_PYTHON) $(PACKAGES_CEPH)' tests/roots/run '$(SUITE)' $(ARGS)
 
 # tests/kernel/README.md
+test-kernel: $(INSTALLED_DEV)
+	@exec $(AS_ROOT) env NODE_THOROUGH=1 NODE_OUTAGE_SECONDS=$${NODE_OUTAGE_SECONDS:-60} \
+	    NODE_VOLUMES=$${NODE_VOLUMES:-20} NODE_ROUNDS=$${NODE_ROUNDS:-10} NODE_KILLS_SHARE=$${NODE_KILLS_SHARE:-1} \
+	    VM_TEST_SECONDS=$${VM_TEST_SECONDS:-7200} VM_SESSION_SECONDS=$${VM_SESSION_SECONDS:-21600} \
+	    $(PYTHON) -m pytest $(if $(ARGS),$(ARGS),tests/kernel)
+
 kernel-shell: $(INSTALLED_DEV)
 	@exec $(if $(ROOT),$(AS_ROOT),env) PYTHONPATH=tests/kernel $(PYTHON) -m csi_host_vm $(ARGS)
 

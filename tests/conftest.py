@@ -7,6 +7,11 @@ from xdist.scheduler import LoadScopeScheduling
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.testing.clusters import own_cluster
 
+# What several tests share and asserts as they do.
+pytest.register_assert_rewrite(
+    *(f"csi_host_rbd.testing.{module}" for module in ("many_lives", "outages", "secret_watch", "wards"))
+)
+
 # What mounts, uses loop devices, looks for processes of the whole machine or builds wheels: by one worker, in order.
 _ONE_AT_A_TIME = (
     "cephfs_stub",
@@ -20,6 +25,9 @@ _ONE_AT_A_TIME = (
     "walk",
 )
 
+# The groups that take minutes, some of them with few tests.
+_LONGEST = ("kernel", "machine", "crash/")
+
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """Send the tests that must not run beside each other to one worker; the others go by file to whichever is free."""
@@ -28,7 +36,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 class _GroupScheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
     def _split_scope(self, nodeid: str) -> str:
-        return _group(nodeid.partition("::")[0].removeprefix("tests/"))
+        return _group(_file(nodeid))
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0].removeprefix("tests/")
 
 
 def _group(file: str) -> str:
@@ -36,6 +48,15 @@ def _group(file: str) -> str:
         return "machine"
     # One virtual machine for all of its tests.
     return "kernel" if file.startswith("kernel/") else file
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have what takes longest come first, so that no worker is alone with it in the end."""
+    items.sort(key=lambda item: _turn(_group(_file(item.nodeid))))
+
+
+def _turn(group: str) -> int:
+    return next((turn for turn, name in enumerate(_LONGEST) if group.startswith(name)), len(_LONGEST))
 
 
 @pytest.fixture(scope="session")

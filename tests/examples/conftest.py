@@ -12,9 +12,9 @@ import pytest
 
 from csi_host.process import run
 from csi_host.proto import csi_pb2_grpc
+from csi_host.testing.host_process import HostProcess, wait_until_serving
 
 _REPOSITORY = Path(__file__).parents[2]
-_START_SECONDS = 60
 _STOP_SECONDS = 30
 
 _BROKEN_PROJECT = """
@@ -64,7 +64,7 @@ class Installation:
             log = Path(directory) / "log"
             process = _started([str(self.program), "--endpoint", endpoint, *arguments], log, self.environment)
             try:
-                _wait_until_serving(endpoint, process, log)
+                wait_until_serving(HostProcess(endpoint=endpoint, log_file=log, process=process))
                 yield endpoint
             finally:
                 process.terminate()
@@ -77,20 +77,6 @@ def _started(argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> 
         return subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **environment}
         )
-
-
-def _wait_until_serving(endpoint: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    with grpc.insecure_channel(endpoint) as channel:
-        ready = grpc.channel_ready_future(channel)
-        for _ in range(_START_SECONDS):
-            try:
-                ready.result(timeout=1)
-            except grpc.FutureTimeoutError:
-                if process.poll() is not None:
-                    break
-            else:
-                return
-    pytest.fail(f"nothing serves on {endpoint}:\n{log.read_text()}")
 
 
 @pytest.fixture(scope="session")

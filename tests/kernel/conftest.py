@@ -3,7 +3,8 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ import pytest
 
 from csi_host.node.stats import volume_stats
 from csi_host.process import run
+from csi_host.testing import csi_sanity
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.testing.clusters import own_cluster
 from csi_host_rbd.testing.fast_luks import fast_luks
@@ -22,13 +24,20 @@ from csi_host_vm.cluster import ClusterOutside
 from csi_host_vm.guest import CLUSTER, Guest, SilentError
 
 _HERE = Path(__file__).parent
+_TOOLS = _HERE.parents[1] / "build/tools"
 _CONSOLE = _HERE.parents[1] / "build/kernel/console.log"
 _GUEST = pytest.StashKey[Guest | str]()
+# Set by `make test-kernel`.
+_THOROUGH = "NODE_THOROUGH"
 IS_INSIDE = machine.INSIDE in os.environ
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Outside, have the machine's own limits of time be the only ones."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long; outside, have the machine's own limits of time be the only ones."""
+    if _THOROUGH not in os.environ:
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left_out)
     for item in items:
         if _is_for_the_machine(item):
             item.add_marker(pytest.mark.timeout(0), append=False)
@@ -81,10 +90,18 @@ def _guest(session: pytest.Session) -> Guest | str:
             stash[_GUEST] = f"a virtual machine needs: {', '.join(lacking)}"
         else:
             here = [item for item in session.items if _is_for_the_machine(item)]
+            if any("csi_sanity_binary" in getattr(item, "fixturenames", ()) for item in here):
+                _install_csi_sanity()
             guest = Guest(session.config, [_node_id(item) for item in here], _CONSOLE)
             session.config.add_cleanup(guest.close)
             stash[_GUEST] = guest
     return stash[_GUEST]
+
+
+def _install_csi_sanity() -> None:
+    # Inside there is no network; where it cannot be had the test inside says so.
+    with suppress(csi_sanity.CsiSanityMissingError):
+        csi_sanity.install(_TOOLS)
 
 
 def _node_id(item: pytest.Item) -> str:
@@ -96,6 +113,12 @@ def _node_id(item: pytest.Item) -> str:
 def ceph() -> DevCluster:
     """The cluster outside."""
     return ClusterOutside(Path(os.environ[CLUSTER]), Path(os.environ[machine.INSIDE]))
+
+
+@pytest.fixture(scope="session")
+def csi_sanity_binary() -> Path:
+    """csi-sanity, built outside."""
+    return csi_sanity.install(_TOOLS)
 
 
 @pytest.fixture

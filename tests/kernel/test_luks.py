@@ -1,17 +1,24 @@
 """Encrypted volumes with the kernel's own dm-crypt, beside their whole life (test_life.py)."""
 
+import os
 from pathlib import Path
 
+import grpc
 import pytest
 
+from csi_host.kms import Passphrase
+from csi_host.node.mounts import mount_at
 from csi_host.process import run
 from csi_host.proto import csi_pb2
+from csi_host_rbd.encryption.luks import Luks
+from csi_host_rbd.testing.fast_luks import fast_luks
 from csi_host_rbd.testing.node_kit import Kit, Node
-from csi_host_rbd.testing.rig import mounted
+from csi_host_rbd.testing.rig import block, mounted
 
 pytestmark = [pytest.mark.ceph, pytest.mark.root]
 
 MIB = 1024**2
+HEADER = 16 * MIB
 
 
 def make(node: Node, capability: csi_pb2.VolumeCapability | None = None, *, mounter: str = "rbd") -> Kit:
@@ -32,6 +39,19 @@ def below(mapping: Path) -> str:
 def lose_mount(kit: Kit) -> None:
     """What a crash after the mapping was made leaves."""
     run(["umount", str(kit.staged)], timeout=60)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("first", "then"), [("rbd", "qemu"), ("qemu", "rbd"), ("rbd-nbd", "rbd")])
+def test_either_mounter_opens_what_the_other_made(node: Node, first: str, then: str) -> None:
+    kit = make(node, mounter=first)
+    kit.stage(timeout=300)
+    assert bool(mappings()) is (first != "qemu")
+    (kit.staged / "file").write_text(f"written by {first}")
+    kit.unstage()
+    kit.stage(timeout=300, volume_context=dict(kit.volume.volume_context) | {"mounter": then})
+    assert bool(mappings()) is (then != "qemu")
+    assert (kit.staged / "file").read_text() == f"written by {first}"
 
 
 def test_a_mapping_that_a_crash_left_is_used_again_and_taken_away(node: Node) -> None:
@@ -69,3 +89,79 @@ def test_unstaging_without_a_stash_closes_and_detaches(node: Node) -> None:
     kit.unstage()
     assert mappings() == []
     assert list(Path("/sys/bus/rbd/devices").iterdir()) == []
+
+
+@pytest.mark.thorough
+def test_a_wrong_passphrase_leaves_neither_mapping_nor_device(node: Node) -> None:
+    kit = make(node)
+    kit.stage(timeout=300)
+    kit.unstage()
+    with pytest.raises(grpc.RpcError) as caught:
+        kit.stage(timeout=300, secrets=node.rig.secrets | {"encryptionPassphrase": "another"})
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "passphrase" in str(caught.value.details())
+    assert mappings() == []
+    assert list(Path("/sys/bus/rbd/devices").iterdir()) == []
+
+
+@pytest.mark.thorough
+def test_a_device_that_holds_data_and_no_filesystem_is_not_formatted(node: Node) -> None:
+    kit = make(node, block())
+    kit.stage(timeout=300)
+    data = os.urandom(MIB)
+    with kit.staged.open("r+b", buffering=0) as file:
+        file.seek(20 * MIB)
+        file.write(data)
+        os.fsync(file.fileno())
+    kit.unstage()
+    with pytest.raises(grpc.RpcError) as caught:
+        kit.stage(timeout=300, volume_capability=mounted(fs_type="ext4"))
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "behind the LUKS header" in str(caught.value.details())
+    kit.stage(timeout=300)
+    with kit.staged.open("rb", buffering=0) as file:
+        file.seek(20 * MIB)
+        assert file.read(MIB) == data
+
+
+@pytest.mark.thorough
+def test_a_reader_gets_a_mapping_that_is_read_only(node: Node) -> None:
+    kit = make(node, block())
+    kit.stage(timeout=300)
+    kit.unstage()
+    reader = node.kit_for(kit.volume, block(csi_pb2.VolumeCapability.AccessMode.SINGLE_NODE_READER_ONLY))
+    reader.stage(timeout=300)
+    (mapping,) = mappings()
+    assert (mapping / "ro").read_text().strip() == "1"
+
+
+@pytest.mark.thorough
+def test_no_key_of_dm_crypt_is_in_the_kernel_s_keyring_and_it_grows_without_its_passphrase(node: Node) -> None:
+    kit = make(node, block())
+    kit.stage(timeout=300)
+    (mapping,) = mappings()
+    name = (mapping / "dm/name").read_text().strip()
+    assert name == f"luks-rbd-{kit.volume.volume_id}"
+    # With the keyring the key's place in the table would be ":<size>:logon:<description>".
+    assert ":logon:" not in run(["dmsetup", "table", "--showkeys", name], timeout=30).stdout
+    kit.grow_image(128 * MIB)
+    assert kit.expand(128 * MIB) == 128 * MIB
+    assert int((mapping / "size").read_text()) * 512 == 128 * MIB - HEADER
+
+
+@pytest.mark.thorough
+def test_the_header_is_changed_below_a_mapping_in_use(node: Node) -> None:
+    kit = make(node)
+    kit.stage(timeout=300)
+    (kit.staged / "file").write_text("data")
+    (mapping,) = mappings()
+    luks, device = Luks(fast_luks(run)), f"/dev/{below(mapping)}"
+    known, other = Passphrase(node.rig.secrets["encryptionPassphrase"]), Passphrase("another")
+    luks.add(device, 1, other, authorized_by=known)
+    luks.remove(device, 0)
+    (kit.staged / "more").write_text("more data")
+    kit.unstage()
+    kit.stage(timeout=300, secrets=node.rig.secrets | {"encryptionPassphrase": other.reveal()})
+    assert (kit.staged / "file").read_text() == "data"
+    assert (kit.staged / "more").read_text() == "more data"
+    assert mount_at(kit.staged) is not None

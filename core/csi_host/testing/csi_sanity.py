@@ -1,5 +1,6 @@
 """csi-sanity, the conformance suite of the CSI project, run against an endpoint and understood."""
 
+import fcntl
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class CsiSanityMissingError(Exception):
 
 
 def install(directory: Path) -> Path:
-    """Return csi-sanity's path below ``directory``, built with Go when it is not there yet.
+    """Return csi-sanity's path below ``directory``, built with Go when it is not there yet, by one caller at a time.
 
     Raises CsiSanityMissingError without Go, and when the build fails (no module proxy, a Go that is too old).
     """
@@ -38,13 +39,21 @@ def install(directory: Path) -> Path:
     go = which("go")
     if go is None:
         raise CsiSanityMissingError("Go is not installed")
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not binary.exists():
+            _build(go, binary)
+    return binary
+
+
+def _build(go: str, binary: Path) -> None:
     built = subprocess.run(
         ["env", f"GOBIN={binary.parent}", go, "install", f"{_MODULE}@{VERSION}"],
         capture_output=True, text=True, timeout=_INSTALL_SECONDS, check=False,
     )  # fmt: skip
     if built.returncode != 0 or not binary.exists():
         raise CsiSanityMissingError(f"go install {_MODULE}@{VERSION} failed: {built.stderr.strip()[-500:]}")
-    return binary
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import grpc
 
+from csi_host.proto import csi_pb2, csi_pb2_grpc
+
 # Also where every instruction is interpreted, as in a virtual machine without KVM.
 _START_SECONDS = 150.0
 _STOP_SECONDS = 40.0
@@ -82,7 +84,7 @@ def start(
         )
     host = HostProcess(endpoint=endpoint, log_file=log_file, process=process)
     try:
-        _wait_until_serving(host)
+        wait_until_serving(host)
     except BaseException:
         process.kill()
         process.wait()
@@ -90,13 +92,15 @@ def start(
     return host
 
 
-def _wait_until_serving(host: HostProcess) -> None:
-    with grpc.insecure_channel(host.endpoint) as channel:
-        ready = grpc.channel_ready_future(channel)
+def wait_until_serving(host: HostProcess) -> None:
+    """Wait until it answers; raises HostFailedError when it has ended, or does not answer for long."""
+    # Not channel_ready_future, whose thread complains when the channel is closed below it.
+    with grpc.insecure_channel(host.endpoint, options=(("grpc.enable_http_proxy", 0),)) as channel:
+        identity = csi_pb2_grpc.IdentityStub(channel)
         for _ in range(int(_START_SECONDS)):
             try:
-                ready.result(timeout=1)
-            except grpc.FutureTimeoutError:
+                identity.GetPluginInfo(csi_pb2.GetPluginInfoRequest(), wait_for_ready=True, timeout=1)
+            except grpc.RpcError:
                 if host.process.poll() is not None:
                     break
             else:

@@ -5,6 +5,7 @@ last lines of the console say why.
 """
 
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -24,8 +25,8 @@ from csi_host_vm.inside import REPORTS
 
 CLUSTER = "CSI_HOST_VM_CLUSTER"
 # For each test, since the last one has ended; the first one waits for the boot as well.
-_SILENCE_SECONDS = 900.0
-_SESSION_SECONDS = 2400.0
+_SILENCE_SECONDS = float(os.environ.get("VM_TEST_SECONDS", "900"))
+_SESSION_SECONDS = float(os.environ.get("VM_SESSION_SECONDS", "2400"))
 _PAUSE_SECONDS = 0.1
 _LAST_LINES = 60
 _STOP_SECONDS = 20.0

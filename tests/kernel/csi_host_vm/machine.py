@@ -145,6 +145,8 @@ def _script(command: str) -> str:
         "CHECKOUT": str(Path.cwd()),
         # For csi_host_rbd.testing: the deadline of a call.
         "CSI_HOST_TEST_CALL_SECONDS": "300",
+        # What says how much the tests do.
+        **{name: value for name, value in os.environ.items() if name.startswith("NODE_")},
         INSIDE: str(SHARE),
     }
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())

@@ -48,6 +48,18 @@ class Hosted:
             log_file=self.directory / f"csi-host-{len(list(self.directory.glob('*.log')))}.log",
         )
 
+    @contextmanager
+    def served(self) -> Iterator[HostProcess]:
+        """Have the program run for the length of the ``with``; it must end as it should."""
+        process = self.start()
+        try:
+            yield process
+        except BaseException:
+            process.process.kill()
+            process.process.wait()
+            raise
+        process.stop()
+
     def kit(self, kit: Kit) -> Kit:
         """Return the calls for a volume that go to this process."""
         return replace(kit, rig=self.rig)

@@ -10,9 +10,30 @@ from pathlib import Path
 
 from csi_host.node.mounts import read_mounts
 from csi_host.process import run
+from csi_host_rbd.attach.processes import find_processes
 from csi_host_rbd.attach.storage_daemon import PROGRAM
 
 _END_SECONDS = 10.0
+
+
+def left_of_image(image: str, volume_id: str) -> list[str]:
+    """Return what the kernel's clients have of an image: devices, daemons and dm-crypt's mapping."""
+    names = {f"/dev/rbd{path.parent.name}": path for path in Path("/sys/bus/rbd/devices").glob("*/name")}
+    daemons = [(pid, _text(Path(f"/proc/{pid}/cmdline"))) for pid in find_processes("rbd-nbd", "")]
+    mappings = Path("/sys/block").glob("dm-*/dm/name")
+    return [
+        *(device for device, path in names.items() if _text(path) == image),
+        *(f"rbd-nbd (pid {pid})" for pid, command in daemons if image in command),
+        *(text for path in mappings if volume_id in (text := _text(path))),
+    ]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        # Other tests' devices come and go.
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +56,7 @@ class Machine:
     def loops(self) -> list[str]:
         """Return the loop devices."""
         files = Path("/sys/block").glob("loop*/loop/backing_file")
-        return [f"/dev/{file.parts[3]}" for file in files if str(self.directory) in self._backing(file)]
-
-    def _backing(self, file: Path) -> str:
-        try:
-            return file.read_text()
-        except OSError:
-            # Other tests' devices come and go.
-            return ""
+        return [f"/dev/{file.parts[3]}" for file in files if str(self.directory) in _text(file)]
 
     def mounts(self) -> list[str]:
         """Return the places where something is mounted."""

@@ -26,6 +26,7 @@ from csi_host.server.server import CsiServer
 from csi_host.testing.contexts import host_context
 from csi_host_rbd.driver import create_driver
 from csi_host_rbd.options import OPTIONS
+from csi_host_rbd.testing.fast_luks import fast_luks
 from csi_host_rbd.testing.victims import Forked, fork_off
 
 _START_SECONDS = 60.0
@@ -68,6 +69,7 @@ class NodeVictim:
     """A process that serves the Node service."""
 
     def __init__(self, forked: Forked, orders: NodeOrders) -> None:
+        self._forked = forked
         self._process = forked.process
         self._told = forked.told
         self._orders = orders
@@ -102,10 +104,7 @@ class NodeVictim:
 
     def close(self) -> None:
         """Kill it if need be, and forget it."""
-        self._process.kill()
-        self._process.join(_END_SECONDS)
-        self._told.close()
-        self._process.close()
+        self._forked.close()
 
 
 @contextmanager
@@ -174,7 +173,7 @@ def _serve(orders: NodeOrders, told: Any) -> None:
     }
     witness = _Witness(told)
     server = CsiServer(
-        driver=create_driver(host_context(orders.directory, options=settings, run=run), observers=[witness]),
+        driver=create_driver(host_context(orders.directory, options=settings, run=fast_luks(run)), observers=[witness]),
         driver_name="test.csi.example",
         vendor_version="0.0.0-test",
         endpoint=Endpoint(kind="unix", path=orders.socket),

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _START_SECONDS = 60.0
 _END_SECONDS = 30.0
 _SERVING = "serving"
+# multiprocessing looks at all processes when it starts one, and must not meet one that is just being forgotten.
+_FORKING = threading.Lock()
 # A dead process is noticed at once, and its successor soon.
 _CHANNEL = (
     ("grpc.initial_reconnect_backoff_ms", 20),
@@ -74,10 +76,11 @@ class Orders:
 class Victim:
     """A process that serves the rbd driver."""
 
-    def __init__(self, process: ForkServerProcess, socket: Path, told: "Connection[Any, Any]") -> None:
-        self._process = process
+    def __init__(self, forked: "Forked", socket: Path) -> None:
+        self._forked = forked
+        self._process = forked.process
         self._socket = socket
-        self._told = told
+        self._told = forked.told
 
     @contextmanager
     def controller(self) -> Iterator[csi_pb2_grpc.ControllerStub]:
@@ -108,9 +111,7 @@ class Victim:
 
     def close(self) -> None:
         """Kill it if need be, and forget it."""
-        self.kill()
-        self._told.close()
-        self._process.close()
+        self._forked.close()
 
 
 @contextmanager
@@ -130,7 +131,7 @@ def victim(orders: Orders) -> Iterator[Victim]:
 def start(orders: Orders) -> Victim:
     """Start a process, and return it when it serves; closing it is the caller's."""
     forked = fork_off(_serve, orders)
-    one = Victim(forked.process, orders.socket, forked.told)
+    one = Victim(forked, orders.socket)
     with ExitStack() as stack:
         stack.callback(one.close)
         _await_serving(forked.told)
@@ -145,6 +146,14 @@ class Forked:
     process: ForkServerProcess
     told: "Connection[Any, Any]"
 
+    def close(self) -> None:
+        """Kill it if need be, and forget it."""
+        self.process.kill()
+        self.process.join(_END_SECONDS)
+        self.told.close()
+        with _FORKING:
+            self.process.close()
+
 
 def fork_off(serve: Callable[..., None], orders: object) -> Forked:
     """Start a process that calls ``serve`` with its orders and its end of a pipe."""
@@ -152,7 +161,8 @@ def fork_off(serve: Callable[..., None], orders: object) -> Forked:
     context.set_forkserver_preload(["pytest", __name__])
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(orders, theirs), daemon=True)
-    process.start()
+    with _FORKING:
+        process.start()
     theirs.close()
     return Forked(process=process, told=ours)
 
