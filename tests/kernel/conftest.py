@@ -110,9 +110,13 @@ def _node_id(item: pytest.Item) -> str:
 
 
 @pytest.fixture(scope="session")
-def ceph() -> DevCluster:
-    """The cluster outside."""
-    return ClusterOutside(Path(os.environ[CLUSTER]), Path(os.environ[machine.INSIDE]))
+def ceph() -> Iterator[DevCluster]:
+    """The cluster outside, or with NODE_CEPH_INSIDE=1 one in the machine itself."""
+    if os.environ.get("NODE_CEPH_INSIDE"):
+        with own_cluster() as cluster:
+            yield cluster
+    else:
+        yield ClusterOutside(Path(os.environ[CLUSTER]), Path(os.environ[machine.INSIDE]))
 
 
 @pytest.fixture(scope="session")

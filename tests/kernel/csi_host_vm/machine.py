@@ -44,7 +44,8 @@ _QEMU = (
     "-nic user,model=virtio-net-pci"
 )
 
-# 10.0.2.2 is the machine outside, at its 127.0.0.1. Its Ceph tells everybody that it is at 127.0.0.1, and so it seems.
+# 10.0.2.2 is the machine outside, at its 127.0.0.1. Its Ceph tells everybody that it is at 127.0.0.1, and so it seems;
+# not where Ceph is to run inside.
 _INSIDE = """\
 mkdir -p "$HOME" "$TMPDIR" /run/files
 mount -t 9p -o ro,version=9p2000.L,trans=virtio,cache=loose,msize=512000 files /run/files
@@ -57,7 +58,7 @@ network=$(basename $(echo /sys/bus/virtio/drivers/virtio_net/virtio*/net/*))
 ip address add 10.0.2.15/24 dev $network
 ip link set $network up
 echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet
-nft -f - <<end
+test -n "$NODE_CEPH_INSIDE" || nft -f - <<end
 table ip outside {
   chain going { type nat hook output priority -100; ip daddr 127.0.0.1 tcp dport 1024-65535 dnat to 10.0.2.2; }
   chain gone { type nat hook postrouting priority 100; oifname "$network" masquerade; }
@@ -146,6 +147,7 @@ def _script(command: str) -> str:
         # For csi_host_rbd.testing: the deadline of a call.
         "CSI_HOST_TEST_CALL_SECONDS": "300",
         # What says how much the tests do.
+        "NODE_CEPH_INSIDE": "",
         **{name: value for name, value in os.environ.items() if name.startswith("NODE_")},
         INSIDE: str(SHARE),
     }
