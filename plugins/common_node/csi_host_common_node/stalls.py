@@ -1,15 +1,18 @@
 """Whether a block device still completes what it is given, as the kernel's own counters say: nothing is read from it.
 
 A filesystem answers statfs from memory while its device has been silent for minutes. The counters (the kernel's
-Documentation/block/stat) cost nothing and cannot hang; an idle device is well as far as anybody can tell.
+Documentation/block/stat) cost nothing and cannot hang; an idle device is well as far as anybody can tell. They do not
+count a flush that is under way, which is all that a device with a cache of its own may be waiting for.
 """
 
+import os
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from csi_host.node.mounts import Mount
+from csi_host.node.mounts import Mount, mount_at
 
 _SYS_DEV_BLOCK = Path("/sys/dev/block")
 _SYS_CLASS_BLOCK = Path("/sys/class/block")
@@ -37,6 +40,15 @@ def stalled(number: str, *, seconds: float, pause: Callable[[float], None] = tim
             return True
         pause(_PAUSE_SECONDS)
     return False
+
+
+def number_below(volume_path: Path) -> str:
+    """Return the ``major:minor`` of a block device, or of the one below a mounted filesystem; "" without either."""
+    found = volume_path.stat()
+    if stat.S_ISBLK(found.st_mode):
+        return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+    mount = mount_at(volume_path)
+    return device_number(mount) if mount is not None else ""
 
 
 def device_number(mount: Mount) -> str:

@@ -1,12 +1,15 @@
 """What the rbd driver registers; librados is imported only when it is created."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import click
 
 from csi_host.driver import Driver, DriverType, HostContext
 from csi_host.hookspecs import hookimpl
 from csi_host.kms import KmsType
+from csi_host.node.stats import VolumeStats
 from csi_host_rbd.encryption.providers import built_in_kms_types
 from csi_host_rbd.options import OPTIONS
 
@@ -33,6 +36,18 @@ def csi_host_register_driver() -> DriverType:
 def csi_host_kms_providers() -> Sequence[KmsType]:
     """Return the KMS types that need nothing but a secret, or a Vault server."""
     return built_in_kms_types()
+
+
+@hookimpl(wrapper=True)
+def csi_host_volume_stats(volume_path: Path) -> Generator[None, VolumeStats | None, VolumeStats | None]:
+    """Add to another plugin's answer what only the daemon of a volume knows."""
+    from csi_host_rbd.node.waits import why_waiting  # noqa: PLC0415 (keeps the start of every other command short)
+
+    stats = yield
+    if stats is None or stats.abnormal:
+        return stats
+    why = why_waiting(volume_path)
+    return replace(stats, abnormal=True, message=why) if why else stats
 
 
 @hookimpl

@@ -40,6 +40,7 @@ class Kernel:
             kept=kept or self.kept,
             sysfs=self.root,
             proc=self.proc,
+            sockets=self.root / "sockets",
             patience=0,
             pause=lambda _: None,
         )
@@ -97,11 +98,18 @@ def test_mapping_says_who_where_and_whose_and_hands_the_key_over_in_memory(kerne
     (command,) = kernel.run.ran("rbd-nbd")
     assert command.argv == (
         *("rbd-nbd", "--conf", "/dev/null", "--id", "csi", "-m", "10.0.0.1:6789", "--keyfile", SECRET_FILE),
-        *("--client-mount-timeout=15", "--log-file=", "--admin-socket=", "--pid-file=", "--rados-osd-op-timeout=0"),
+        *("--client-mount-timeout=15", "--log-file=", "--pid-file=", "--rados-osd-op-timeout=0", command.argv[13]),
         *("map", "rbd/tenant/one", "--try-netlink", "--reattach-timeout=300", "--io-timeout=0", "--cookie=v1"),
     )
+    assert command.argv[13].startswith(f"--admin-socket={kernel.root / 'sockets'}/")
     assert command.secret_file == KEY
     assert kernel.kept.find(SPEC) == REQUEST
+
+
+def test_where_there_is_no_place_for_a_socket_it_does_without(kernel: Kernel) -> None:
+    (kernel.root / "sockets").touch()
+    kernel.attacher().attach(REQUEST)
+    assert "--admin-socket=" in kernel.run.ran("rbd-nbd")[0].argv
 
 
 def test_what_the_class_says_takes_the_place_of_the_defaults(kernel: Kernel) -> None:

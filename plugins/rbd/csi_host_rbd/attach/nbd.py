@@ -22,9 +22,12 @@ What a failure leaves, and who mends it:
   a filesystem mounted, or a pod that has the block device open, this does not happen.
 """
 
+import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -42,11 +45,14 @@ from csi_host_rbd.attach.kernel_modules import KernelModule
 from csi_host_rbd.attach.map_options import has_option
 from csi_host_rbd.attach.nbd_devices import PROGRAM, NbdDevice, connected_devices
 
+log = logging.getLogger(__name__)
+
 _UNMAP_SECONDS = 30.0
 _FLUSH_SECONDS = 60.0
 _PAUSE_SECONDS = 0.2
-# No log, socket or pid file under names that all daemons of one user share, and no I/O error while OSDs are away.
-_DAEMON_SETTINGS = ("--log-file=", "--admin-socket=", "--pid-file=", "--rados-osd-op-timeout=0")
+# No log or pid file under names that all daemons of one user share, and no I/O error while OSDs are away.
+_DAEMON_SETTINGS = ("--log-file=", "--pid-file=", "--rados-osd-op-timeout=0")
+_SOCKETS = Path("/run/csi-host/rbd-nbd")
 _DEFAULT_OPTIONS = {
     "try-netlink": "--try-netlink",
     "reattach-timeout": "--reattach-timeout=300",
@@ -69,6 +75,7 @@ class NbdAttacher:
         pause: Callable[[float], None] = time.sleep,
         sysfs: Path = Path("/sys"),
         proc: Path = Path("/proc"),
+        sockets: Path = _SOCKETS,
     ) -> None:
         self._run = run
         self._client = client
@@ -77,6 +84,7 @@ class NbdAttacher:
         self._pause = pause
         self._sysfs = sysfs
         self._proc = proc
+        self._sockets = sockets
         self._module = KernelModule("nbd", sysfs / "module/nbd", run=run)
 
     def check(self) -> None:
@@ -146,6 +154,9 @@ class NbdAttacher:
             if device.daemon is None:
                 device = self._revived(device, spec)
             self._unmap(device, options)
+        # A daemon that was killed leaves it; it is in nobody's way.
+        with suppress(OSError):
+            self._socket_of(spec).unlink()
         self._kept.forget(spec)
 
     def detach_device(self, device: str) -> bool:
@@ -183,7 +194,21 @@ class NbdAttacher:
             words.append(f"--cookie={request.spec.volume_id}")
         if request.read_only:
             words.append("--read-only")
-        self._client.connected(PROGRAM, [*_DAEMON_SETTINGS, command, str(request.spec), *more, *words], request)
+        settings = [*_DAEMON_SETTINGS, f"--admin-socket={self._admin_socket(request.spec)}"]
+        self._client.connected(PROGRAM, [*settings, command, str(request.spec), *more, *words], request)
+
+    def _admin_socket(self, spec: ImageSpec) -> str:
+        """Return where the image's daemon is to be asked what it waits for, "" where there is no place for it."""
+        try:
+            self._sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            log.warning(f"statistics cannot ask {PROGRAM} what it waits for: {self._sockets}: {error.strerror}")
+            return ""
+        return str(self._socket_of(spec))
+
+    def _socket_of(self, spec: ImageSpec) -> Path:
+        # The path of a socket has 107 bytes at the most.
+        return self._sockets / f"{hashlib.sha256((spec.volume_id or str(spec)).encode()).hexdigest()[:32]}.asok"
 
     def _revived(self, device: NbdDevice, spec: ImageSpec) -> NbdDevice:
         """Return the device with a daemon that can write what the page cache holds; without where nothing is known."""

@@ -20,12 +20,16 @@ _MAP, _ATTACH = "map", "attach"
 
 @dataclass(frozen=True, kw_only=True)
 class Daemon:
-    """A running rbd-nbd: which image, with which cookie, and for one that was attached to a device, which device."""
+    """A running rbd-nbd: which image, with which cookie, and for one that was attached to a device, which device.
+
+    ``admin_socket`` is where it is asked what it waits for, "" for nowhere.
+    """
 
     pid: int
     image: str
     cookie: str
     device: str
+    admin_socket: str = ""
 
     def serves(self, device: str, pid: int, cookie: str) -> bool:
         """Whether the device, with what sysfs says of it, is this daemon's."""
@@ -88,6 +92,7 @@ def _daemons(proc: Path) -> Iterator[Daemon]:
                     image=image,
                     cookie=_argument(words, "--cookie"),
                     device=_argument(words, "--device"),
+                    admin_socket=_argument(words, "--admin-socket"),
                 )
                 break
 
