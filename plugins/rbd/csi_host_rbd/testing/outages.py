@@ -13,7 +13,8 @@ from csi_host_rbd.testing.writers import Writer
 
 # A write that waited for the cluster goes on some seconds after it.
 _MORE_SECONDS = 30.0
-_BEFORE_SILENT_SECONDS = 0.5
+# After which nobody takes the silence for a slow moment.
+_BEFORE_SILENT_SECONDS = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,8 @@ class Outage:
     def live_through(self, busy: Kit, idle: Kit) -> None:
         """Have ``busy`` be written and ``idle`` be left alone while the OSD hangs; raises AssertionError.
 
-        Statistics are abnormal for ``busy`` alone, and answered in time; Probe and others are as ever. After
-        it all that was written is there, also when ``busy`` is staged anew.
+        Statistics are abnormal for ``busy``, and answered in time for both; Probe and others are as ever. After it
+        all that was written is there, also when ``busy`` is staged anew.
         """
         for kit in (busy, idle):
             kit.stage()
@@ -67,7 +68,8 @@ class Outage:
         condition = self._stats(busy, "busy").volume_condition
         assert condition.abnormal
         assert "backend" in condition.message
-        assert not self._stats(idle, "idle").volume_condition.abnormal
+        # What is not used may have something to write all the same, of its filesystem: only the answer counts.
+        self._stats(idle, "idle")
         begun = time.monotonic()
         assert self.host.rig.served.identity.Probe(csi_pb2.ProbeRequest(), timeout=20).ready.value
         assert time.monotonic() - begun < self.probe_seconds
