@@ -10,7 +10,8 @@ import yaml
 
 from csi_host.driver import DriverType
 from csi_host.server.endpoint import Endpoint
-from csi_host.settings import CONFIG, DRIVER, IGNORED_FLAGS, SERVE_SETTINGS, TIMEOUT, Setting, parse_driver_name
+from csi_host.setting_values import parse_driver_name
+from csi_host.settings import CONFIG, DRIVER, IGNORED_FLAGS, SERVE_SETTINGS, TIMEOUT, Setting
 
 _PREFIX = "CSI_HOST_"
 _NEARLY = 0.75

@@ -1,6 +1,5 @@
 """What can be set: one table from which the flags, the environment variables and the file keys are all made."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,94 +8,20 @@ from typing import Any, Self
 from csi_host.driver import DriverOption
 from csi_host.durations import parse_duration
 from csi_host.server.endpoint import Endpoint
-
-LOG_LEVELS = ("error", "warning", "info", "debug")
-
-# Go's boolean text, which ceph-csi's manifests are written in; "yes" and "on" are errors there as well.
-_TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
-_FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
-
-# klog prints errors, warnings and information whatever its level; ceph-csi's debug lines begin at 4.
-_KLOG_DEBUG = 4
-_MAX_DRIVER_NAME_LENGTH = 63  # CSI spec, GetPluginInfoResponse.name
-_MAX_NODE_ID_BYTES = 256  # CSI spec, NodeGetInfoResponse.node_id
-_MAX_WORKERS = 1024
-_DNS_LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
-_DNS_SUBDOMAIN = re.compile(rf"{_DNS_LABEL}(\.{_DNS_LABEL})*")
-
-
-def parse_boolean(text: str) -> bool:
-    """Return the truth of Go's boolean text; raises ValueError.
-
-    A driver's option with this parser is a flag that needs no value.
-    """
-    if text in _TRUE:
-        return True
-    if text in _FALSE:
-        return False
-    raise ValueError(f"expected true or false (also 1, t, 0, f), got {text!r}")
-
-
-def parse_driver_name(text: str) -> str:
-    """Return ``text`` when it can be a CSI driver's name; raises ValueError.
-
-    The rule is ceph-csi's: at most 63 characters, in lower case a DNS-1123 subdomain.
-    """
-    if len(text) > _MAX_DRIVER_NAME_LENGTH or not _DNS_SUBDOMAIN.fullmatch(text.lower()):
-        raise ValueError(
-            f"expected at most {_MAX_DRIVER_NAME_LENGTH} letters, digits, '-' and '.', "
-            f"as in rbd.csi.ceph.com, got {text!r}"
-        )
-    return text
-
-
-def _parse_words(text: str) -> str:
-    if not text:
-        raise ValueError("expected some text, got none")
-    return text
-
-
-def _parse_node_id(text: str) -> str:
-    if len(text.encode()) > _MAX_NODE_ID_BYTES:
-        raise ValueError(f"expected at most {_MAX_NODE_ID_BYTES} bytes, got {len(text.encode())}")
-    return text
-
-
-def _parse_directory(text: str) -> Path:
-    if not text.startswith("/"):
-        raise ValueError(f"expected an absolute path, got {text!r}")
-    return Path(text)
-
-
-def _parse_list(text: str) -> str:
-    return ",".join(word for word in (word.strip() for word in text.split(",")) if word)
-
-
-def _parse_workers(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= _MAX_WORKERS:
-        raise ValueError(f"expected a number from 1 to {_MAX_WORKERS}, got {text!r}")
-    return int(text)
-
-
-def _parse_log_level(text: str) -> str:
-    if text not in LOG_LEVELS:
-        raise ValueError(f"expected one of {', '.join(LOG_LEVELS)}, got {text!r}")
-    return text
-
-
-def _parse_klog_level(text: str) -> str:
-    try:
-        level = int(text)
-    except ValueError:
-        raise ValueError(f"expected a number, got {text!r}") from None
-    return "debug" if level >= _KLOG_DEBUG else "info"
-
-
-def _parse_timeout(text: str) -> float:
-    seconds = parse_duration(text)
-    if seconds <= 0:
-        raise ValueError(f"expected more than 0, got {text!r}")
-    return seconds
+from csi_host.setting_values import (
+    KLOG_DEBUG,
+    LOG_LEVELS,
+    parse_boolean,
+    parse_directory,
+    parse_driver_name,
+    parse_klog_level,
+    parse_list,
+    parse_log_level,
+    parse_node_id,
+    parse_timeout,
+    parse_words,
+    parse_workers,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +92,7 @@ TIMEOUT = Setting(
     name="timeout",
     help="How long `csi-host probe` waits for the answer.",
     default=3.0,
-    parse=_parse_timeout,
+    parse=parse_timeout,
     metavar="DURATION",
     field="timeout_seconds",
 )
@@ -188,7 +113,7 @@ SERVE_SETTINGS: Sequence[Setting] = (
         name="nodeid",
         help="This machine's id; needed where the Node service is served.",
         default="",
-        parse=_parse_node_id,
+        parse=parse_node_id,
         metavar="ID",
         field="node_id",
         also_variables=("NODE_ID",),
@@ -197,7 +122,7 @@ SERVE_SETTINGS: Sequence[Setting] = (
         name="instanceid",
         help="Keeps apart several installations that share a backend.",
         default="default",
-        parse=_parse_words,
+        parse=parse_words,
         metavar="ID",
         field="instance_id",
     ),
@@ -219,7 +144,7 @@ SERVE_SETTINGS: Sequence[Setting] = (
         name="pluginpath",
         help="The kubelet's plugin directory.",
         default=Path("/var/lib/kubelet/plugins"),
-        parse=_parse_directory,
+        parse=parse_directory,
         metavar="DIRECTORY",
         field="plugin_path",
     ),
@@ -227,7 +152,7 @@ SERVE_SETTINGS: Sequence[Setting] = (
         name="stagingpath",
         help="The directory below which volumes are staged.",
         default=Path("/var/lib/kubelet/plugins/kubernetes.io/csi"),
-        parse=_parse_directory,
+        parse=parse_directory,
         metavar="DIRECTORY",
         field="staging_path",
     ),
@@ -249,14 +174,14 @@ SERVE_SETTINGS: Sequence[Setting] = (
         name="domainlabels",
         help="Node labels to publish as topology, separated by commas.",
         default="",
-        parse=_parse_list,
+        parse=parse_list,
         metavar="LABELS",
         field="domain_labels",
     ),
     Setting(
         name="nodelabelsfile",
         help="The node's labels in the downward API's format, for --domainlabels.",
-        parse=_parse_directory,
+        parse=parse_directory,
         metavar="FILE",
         field="node_labels_file",
     ),
@@ -271,14 +196,14 @@ SERVE_SETTINGS: Sequence[Setting] = (
     Setting(
         name="loglevel",
         help=f"One of {', '.join(LOG_LEVELS)}.  [default: info]",
-        parse=_parse_log_level,
+        parse=parse_log_level,
         metavar="LEVEL",
         field="log_level",
     ),
     Setting(
         name="v",
-        help=f"klog's level: from {_KLOG_DEBUG} on it means debug, below info; --loglevel goes before it.",
-        parse=_parse_klog_level,
+        help=f"klog's level: from {KLOG_DEBUG} on it means debug, below info; --loglevel goes before it.",
+        parse=parse_klog_level,
         metavar="N",
         field="klog_level",
     ),
@@ -294,7 +219,7 @@ SERVE_SETTINGS: Sequence[Setting] = (
         name="workers",
         help="How many calls are worked on at once.",
         default=64,
-        parse=_parse_workers,
+        parse=parse_workers,
         metavar="N",
         field="workers",
     ),

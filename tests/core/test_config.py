@@ -6,14 +6,8 @@ import pytest
 from csi_host.config import ConfigError, HostConfig, Sources
 from csi_host.driver import Driver, DriverOption, DriverType
 from csi_host.server.endpoint import Endpoint
-from csi_host.settings import (
-    IGNORED_FLAGS,
-    PROBE_SETTINGS,
-    SERVE_SETTINGS,
-    TIMEOUT,
-    parse_boolean,
-    parse_driver_name,
-)
+from csi_host.setting_values import parse_boolean, parse_driver_name
+from csi_host.settings import IGNORED_FLAGS, PROBE_SETTINGS, SERVE_SETTINGS, TIMEOUT
 
 
 def toy(*options: DriverOption, default_driver_name: str = "toy.csi.example") -> DriverType:

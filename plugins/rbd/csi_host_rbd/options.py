@@ -6,7 +6,7 @@ from typing import Self
 
 from csi_host.driver import DriverOption, HostContext
 from csi_host.durations import parse_duration
-from csi_host.settings import parse_boolean
+from csi_host.setting_values import parse_boolean
 from csi_host_rbd.limits import Limits
 
 _MAX_DEPTH = 14

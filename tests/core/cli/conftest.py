@@ -14,7 +14,7 @@ from csi_host.errors import Unavailable
 from csi_host.hookspecs import hookimpl
 from csi_host.services.controller import ControllerServer
 from csi_host.services.node import NodeServer
-from csi_host.settings import parse_boolean
+from csi_host.setting_values import parse_boolean
 
 CLOSED = "the toy was put away"
 
