@@ -208,6 +208,35 @@ def test_a_copy_that_was_cut_off_inside_of_librbd_is_made_anew_with_the_content_
     assert wait_until_clean(bench.pool, before) == []
 
 
+@pytest.mark.parametrize("copy", ["clone", "snapshot"])
+def test_a_copy_that_cannot_be_opened_as_its_source_let_go_of_its_parent_is_made_anew(bench: Bench, copy: str) -> None:
+    # What librbd leaves when it takes a volume off its parent's list, while a snapshot that still needs it is taken.
+    before = remains_of(bench.pool)
+    snapshot = bench.make(bench.calls.snapshot(bench.volume_id, "parent")).snapshot.snapshot_id
+    restored = bench.make(bench.calls.create("restored", snapshot_id=snapshot)).volume.volume_id
+    source, parent = f"csi-vol-{restored[-36:]}", f"csi-snap-{snapshot[-36:]}"
+    call = (
+        bench.calls.snapshot(restored, "copy") if copy == "snapshot" else bench.calls.create("copy", volume_id=restored)
+    )
+    bench.cut_off_before_cloning(call)
+    begun = COPIES[copy].image(bench)
+    bench.clone(f"{source}@{begun}", begun)
+    bench.pool.rbd("flatten", source)
+    bench.forget_child(parent, parent, source)
+    bench.make(bench.calls.delete_snapshot(snapshot))
+    bench.pool.wait_until_trash_is_empty()
+    answer = bench.make(call)
+    deletes = [bench.calls.delete(restored)]
+    if copy == "snapshot":
+        deletes.append(bench.calls.delete_snapshot(answer.snapshot.snapshot_id))
+        answer = bench.make(bench.calls.create("of-copy", snapshot_id=answer.snapshot.snapshot_id))
+    deletes.append(bench.calls.delete(answer.volume.volume_id))
+    assert bench.patterns.differs(f"csi-vol-{answer.volume.volume_id[-36:]}", "first") == ""
+    for delete in reversed(deletes):
+        bench.make(delete)
+    assert wait_until_clean(bench.pool, before) == []
+
+
 @pytest.mark.parametrize("state", STATES[:4], ids=lambda state: state.__name__.lstrip("_"))
 def test_when_its_source_has_gone_what_was_begun_goes_too(bench: Bench, state: Callable[[Bench, Copy], None]) -> None:
     copy = COPIES["clone"]

@@ -94,6 +94,10 @@ class VolumeMaker:
                 _forget_passphrase(wanted, place, found)
                 place.volumes.undo(found)
                 return self.make(wanted, place, secrets)
+            if wanted.source is not None and image_names.is_whole(found.pool, found.image_name):
+                # One that it hangs on has gone, maybe for good: librbd lets a volume go of its parent while a snapshot
+                # is taken of it. Nobody has been told of this image.
+                self._removal.remove_image(place, found.pool, found.image_name)
         # One that was half made, or undone, may have got into the trash and no further.
         self._removal.finish_trashed(place, found.pool, found.image_name)
         return self._make_again(wanted, place, found, secrets)

@@ -180,10 +180,12 @@ class Snapshots:
                 source.withdraw(found.image_name)
                 return self._finish(wanted, source, found, image_id)
         except ImageNotFound:
-            if image_names.is_whole(found.pool, found.image_name):
-                # Not the snapshot's image has gone, but one that it hangs on.
+            if not image_names.is_whole(found.pool, found.image_name):
+                return self._replace(wanted, source, found)
+            if found.image_id:
                 raise
-            return self._replace(wanted, source, found)
+            # One that it hangs on has gone, maybe for good: librbd lets a volume go of its parent while a snapshot is
+            # taken of it. Nobody has been told of this image.
         self._removal.remove_image(source.place, found.pool, found.image_name, snapshots=[found.image_name])
         return self._make_image(wanted, source, found)
 
