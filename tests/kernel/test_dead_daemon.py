@@ -1,15 +1,13 @@
 """An rbd-nbd that dies below a mounted volume that is written."""
 
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from csi_host_rbd.attach.processes import find_processes, wait_for_end
 from csi_host_rbd.testing.hosted import hosted
+from csi_host_rbd.testing.machine import kill_rbd_nbd
 from csi_host_rbd.testing.node_kit import Kit, Node
 from csi_host_rbd.testing.rig import mounted
 from csi_host_rbd.testing.writers import Writer
@@ -56,9 +54,3 @@ def test_a_killed_rbd_nbd_is_replaced_below_a_mounted_volume_that_is_written(nod
         finally:
             process.process.kill()
             process.process.wait()
-
-
-def kill_rbd_nbd() -> None:
-    (pid,) = find_processes("rbd-nbd", "")
-    os.kill(pid, signal.SIGKILL)
-    assert wait_for_end(pid, "rbd-nbd", "", timeout=10)

@@ -1,12 +1,10 @@
 """No key and no passphrase leaves the memory of those who need it, with the kernel's client, nbd and dm-crypt."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
 
-from csi_host_rbd.attach.processes import find_processes, wait_for_end
+from csi_host_rbd.testing.machine import kill_rbd_nbd
 from csi_host_rbd.testing.node_kit import MIB, Node
 from csi_host_rbd.testing.rig import mounted
 from csi_host_rbd.testing.secret_watch import live_unseen
@@ -33,9 +31,3 @@ def test_no_secret_is_in_a_log_a_command_line_an_environment_or_a_file(
     assert {"cryptsetup", "rbd-nbd" if mounter == "rbd-nbd" else "rbd"} <= seen.programs
     assert "image-meta.json" in seen.files
     assert "NodeStageVolume" in seen.log
-
-
-def kill_rbd_nbd() -> None:
-    (pid,) = find_processes("rbd-nbd", "")
-    os.kill(pid, signal.SIGKILL)
-    assert wait_for_end(pid, "rbd-nbd", "", timeout=10)

@@ -51,6 +51,9 @@ def test_nobody_at_the_socket_is_an_error(path: Path) -> None:
         pytest.param(b"\0\0\0\x08{}", OSError, id="less"),
         pytest.param(b"\0\0\0\x02{]", ValueError, id="no-json"),
         pytest.param(b"\xff\xff\xff\xff", ValueError, id="endless"),
+        pytest.param(b"\0\0\0\x02{}", ValueError, id="no-ops"),
+        pytest.param(b"\0\0\0\x02[]", ValueError, id="a-list"),
+        pytest.param(b'\0\0\0\x0c{"ops":[{}]}', ValueError, id="no-age"),
     ],
 )
 def test_an_answer_that_is_none_is_an_error(path: Path, answer: bytes, error: type[Exception]) -> None:

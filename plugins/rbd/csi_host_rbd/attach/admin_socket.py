@@ -21,7 +21,10 @@ def oldest_request_seconds(path: Path) -> float:
     Raises OSError when nobody answers within a second, ValueError when the answer is not understood.
     """
     requests = json.loads(_asked(path, {"prefix": "objecter_requests"}))
-    return max((float(operation["age"]) for operation in requests["ops"]), default=0.0)
+    try:
+        return max((float(operation["age"]) for operation in requests["ops"]), default=0.0)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected ops with their age, got something else") from error
 
 
 def _asked(path: Path, command: dict[str, str]) -> bytes:

@@ -19,7 +19,7 @@ _SYSFS, _PROC = Path("/sys"), Path("/proc")
 
 
 def why_waiting(volume_path: Path) -> str:
-    """Return for whom the rbd-nbd below a volume has waited too long, in words; "" when it has not, or is none.
+    """Return in words how long the rbd-nbd below a volume has waited, "" when that is not too long or there is none.
 
     Takes a second at the most; raises OSError when the path cannot be looked at.
     """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from csi_host.node.mounts import read_mounts
 from csi_host.process import run
-from csi_host_rbd.attach.processes import find_processes
+from csi_host_rbd.attach.processes import find_processes, wait_for_end
 from csi_host_rbd.attach.storage_daemon import PROGRAM
 
 _END_SECONDS = 10.0
@@ -26,6 +26,14 @@ def left_of_image(image: str, volume_id: str) -> list[str]:
         *(f"rbd-nbd (pid {pid})" for pid, command in daemons if image in command),
         *(text for path in mappings if volume_id in (text := _text(path))),
     ]
+
+
+def kill_rbd_nbd() -> None:
+    """Kill the one rbd-nbd there is, and wait until it is gone."""
+    (pid,) = find_processes("rbd-nbd", "")
+    os.kill(pid, signal.SIGKILL)
+    if not wait_for_end(pid, "rbd-nbd", "", timeout=_END_SECONDS):
+        raise AssertionError(f"process {pid} does not die")
 
 
 def _text(path: Path) -> str:
