@@ -5,7 +5,6 @@ reason, so a capability that is lost by mistake fails here, and so does one that
 """
 
 import tempfile
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from csi_host.testing import csi_sanity, host_process
-from csi_host.testing.csi_sanity import Report, Settings
+from csi_host.testing.csi_sanity import Settings
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.testing.machine import Machine
 from csi_host_rbd.testing.pools import PoolView
@@ -26,27 +25,9 @@ _NOT_OF_THE_STUB = (
     r"NodeUnpublishVolume",
     r"should fail when volume does not exist on the specified path",
 )
-_SPECS = 91
+_LIST = Path(__file__).with_name("skipped.toml")
 
 pytestmark = pytest.mark.timeout(600)
-
-
-def _names_to_skip(driver: str) -> list[str]:
-    text = Path(__file__).with_name("skipped.toml").read_text(encoding="utf-8")
-    return [name for group in tomllib.loads(text)["group"] if driver in group["drivers"] for name in group["specs"]]
-
-
-def _assert_conforms(report: Report, driver: str) -> None:
-    failures = "\n\n".join(f"{name}\n{why}" for name, why in report.failed.items())
-    assert not report.failed, failures
-    assert report.exit_code == 0, report.output
-    names = _names_to_skip(driver)
-    specs = report.passed | report.skipped
-    assert len(specs) == _SPECS
-    assert [name for name in names if not any(spec.startswith(name) for spec in specs)] == [], "no such spec"
-    expected = {spec for spec in specs if spec.startswith(tuple(names))}
-    assert sorted(report.skipped - expected) == [], "skipped, and not on the list"
-    assert sorted(expected - report.skipped) == [], "on the list, and not skipped"
 
 
 @pytest.fixture
@@ -111,7 +92,7 @@ def test_the_rbd_driver_conforms_and_leaves_nothing(
             directory=directory,
             junit=reports_directory / f"{name}.xml",
         )
-    _assert_conforms(report, "rbd")
+    csi_sanity.assert_conforms(report, _LIST, "rbd")
     pool.wait_until_trash_is_empty()
     assert _state(pool) == before
     Machine(directory=directory).assert_clean()
@@ -142,7 +123,7 @@ def test_the_memory_driver_conforms(
             directory=directory,
             junit=reports_directory / "memory.xml",
         )
-    _assert_conforms(report, "memory")
+    csi_sanity.assert_conforms(report, _LIST, "memory")
     assert list((directory / "volumes").iterdir()) == []
 
 
@@ -174,4 +155,4 @@ def test_the_cephfs_stub_conforms_in_what_it_serves(
             directory=directory,
             junit=reports_directory / "cephfs.xml",
         )
-    _assert_conforms(report, "cephfs")
+    csi_sanity.assert_conforms(report, _LIST, "cephfs")

@@ -1,7 +1,6 @@
 """csi-sanity in full on the kernel's own client; what may be skipped is on the list of tests/conformance."""
 
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from csi_host_rbd.devcluster import DevCluster
 pytestmark = [pytest.mark.ceph, pytest.mark.root, pytest.mark.thorough]
 
 _LIST = Path(__file__).parents[1] / "conformance/skipped.toml"
-_SPECS = 91
 _SECONDS = 1500.0
 
 
@@ -22,11 +20,6 @@ _SECONDS = 1500.0
 def short_directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="csi-sanity-") as path:
         yield Path(path)
-
-
-def names_to_skip() -> list[str]:
-    groups = tomllib.loads(_LIST.read_text(encoding="utf-8"))["group"]
-    return [name for group in groups if "rbd" in group["drivers"] for name in group["specs"]]
 
 
 def test_krbd_conforms(ceph: DevCluster, csi_sanity_binary: Path, short_directory: Path, tmp_path: Path) -> None:
@@ -53,10 +46,6 @@ def test_krbd_conforms(ceph: DevCluster, csi_sanity_binary: Path, short_director
             junit=tmp_path / "krbd.xml",
         )
         log = host.log()
-    assert not report.failed, "\n\n".join(f"{name}\n{why}" for name, why in report.failed.items())
-    assert report.exit_code == 0, report.output
-    specs = report.passed | report.skipped
-    assert len(specs) == _SPECS
-    assert sorted(report.skipped) == sorted(spec for spec in specs if spec.startswith(tuple(names_to_skip())))
+    csi_sanity.assert_conforms(report, _LIST, "rbd")
     assert list(Path("/sys/bus/rbd/devices").iterdir()) == []
     assert ceph.secrets()["userKey"] not in log

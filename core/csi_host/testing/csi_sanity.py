@@ -2,6 +2,7 @@
 
 import fcntl
 import subprocess
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ import yaml
 
 VERSION = "v5.4.0"
 _MODULE = "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"
+# Of this version, without the one that is pending.
+_SPECS = 91
 _INSTALL_SECONDS = 600.0
 # csi-sanity sets no deadline on its calls, so a hang would be a hang: ginkgo ends it, and we end ginkgo.
 _GINKGO_GRACE_SECONDS = 60.0
@@ -103,6 +106,28 @@ class Report:
         return cls(
             exit_code=exit_code, output=output, passed=frozenset(passed), skipped=frozenset(skipped), failed=failed
         )
+
+
+def assert_conforms(report: Report, skipped: Path, driver: str) -> None:
+    """Raise AssertionError unless all specs passed but for exactly those that a driver is to skip by a list.
+
+    ``skipped`` is TOML: groups of drivers and of the beginnings of specs' names.
+    """
+    if report.failed or report.exit_code != 0:
+        failures = [f"{name}\n{why}" for name, why in report.failed.items()]
+        raise AssertionError("\n\n".join(failures) or report.output)
+    groups = tomllib.loads(skipped.read_text(encoding="utf-8"))["group"]
+    names = [name for group in groups if driver in group["drivers"] for name in group["specs"]]
+    specs = report.passed | report.skipped
+    expected = {spec for spec in specs if spec.startswith(tuple(names))}
+    wrong = {
+        f"not {_SPECS} specs": [str(len(specs))] if len(specs) != _SPECS else [],
+        "no such spec": [name for name in names if not any(spec.startswith(name) for spec in specs)],
+        "skipped, and not on the list": sorted(report.skipped - expected),
+        "on the list, and not skipped": sorted(expected - report.skipped),
+    }
+    if any(wrong.values()):
+        raise AssertionError("; ".join(f"{what}: {', '.join(which)}" for what, which in wrong.items() if which))
 
 
 def run(binary: Path, settings: Settings, *, directory: Path, junit: Path) -> Report:
