@@ -27,6 +27,7 @@ from csi_host.testing.contexts import host_context
 from csi_host_rbd.driver import create_driver
 from csi_host_rbd.options import OPTIONS
 from csi_host_rbd.testing.fast_luks import fast_luks
+from csi_host_rbd.testing.rig import rbd_kms_types
 from csi_host_rbd.testing.victims import Forked, fork_off
 
 _START_SECONDS = 60.0
@@ -172,8 +173,9 @@ def _serve(orders: NodeOrders, told: Any) -> None:
         "qemudirectory": orders.directory / "qemu",
     }
     witness = _Witness(told)
+    context = host_context(orders.directory, options=settings, run=fast_luks(run), kms_types=rbd_kms_types())
     server = CsiServer(
-        driver=create_driver(host_context(orders.directory, options=settings, run=fast_luks(run)), observers=[witness]),
+        driver=create_driver(context, observers=[witness]),
         driver_name="test.csi.example",
         vendor_version="0.0.0-test",
         endpoint=Endpoint(kind="unix", path=orders.socket),

@@ -114,6 +114,11 @@ def write_clusters_file(pool: PoolView, directory: Path) -> Path:
     return path
 
 
+def rbd_kms_types() -> KmsTypes:
+    """Return the kinds of KMS that the rbd driver's plugin brings."""
+    return KmsTypes((each, "csi-host") for each in built_in_kms_types())
+
+
 @contextmanager
 def rbd_rig(
     pool: PoolView,
@@ -134,8 +139,7 @@ def rbd_rig(
         "kmsconfig": directory / "kms.json",
         "controllersecret": pool.cluster.secret_file,
     }
-    kms_types = KmsTypes((each, "csi-host") for each in built_in_kms_types())
-    context = host_context(directory, options=settings | (options or {}), run=run, kms_types=kms_types)
+    context = host_context(directory, options=settings | (options or {}), run=run, kms_types=rbd_kms_types())
     with tempfile.TemporaryDirectory(prefix="csi-asok-") as sockets:
         counter = OperationCounter(Path(sockets))
         driver = create_driver(replace(context, **overrides), ceph_settings=counter.settings, observers=observers)
