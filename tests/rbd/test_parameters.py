@@ -49,6 +49,13 @@ def test_a_class_needs_a_cluster_and_a_pool_and_has_defaults_for_the_rest() -> N
         ({"encrypted": "true", "encryptionType": ""}, "encryptionType"),
         ({"encrypted": "true", "encryptionType": "Block"}, "encryptionType"),
         ({"encrypted": "yes"}, "encrypted"),
+        ({"tryOtherMounters": "yes"}, "tryOtherMounters"),
+        ({"mapOptions": "nbd:keyfile=/etc/shadow"}, "mapOptions"),
+        ({"unmapOptions": "nbd:exclusive"}, "unmapOptions"),
+        ({"cephLogDir": "logs"}, "cephLogDir"),
+        ({"cephLogDir": ""}, "cephLogDir"),
+        ({"cephLogDir": "/var/../etc"}, "cephLogDir"),
+        ({"cephLogStrategy": "shred"}, "cephLogStrategy"),
         ({"topologyConstrainedPools": "[]"}, "topologyConstrainedPools"),
     ],
 )

@@ -7,10 +7,13 @@ from difflib import get_close_matches
 from typing import ClassVar
 
 from csi_host.errors import InvalidArgument
+from csi_host_rbd.attach.nbd_logs import STRATEGIES, is_directory_name
 from csi_host_rbd.encryption.parameters import EncryptionParameters, parse_encryption
 from csi_host_rbd.features import parse_features
+from csi_host_rbd.map_wishes import MapWishes
 from csi_host_rbd.options import MOUNTERS
 from csi_host_rbd.topology import TopologyPool, parse_pools
+from csi_host_rbd.truth import truth_of
 
 log = logging.getLogger(__name__)
 
@@ -44,22 +47,11 @@ _KNOWN = frozenset(
 )  # fmt: skip
 # What a node has no use for, and what is too long for it.
 _KEPT_BACK = frozenset({"topologyConstrainedPools"})
-_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
-_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 # librbd's limits: objects of 4 KiB to 32 MiB, 4 MiB when nothing is said.
 _MAX_PREFIX_BYTES = 128
 _MAX_NUMBER = 2**32 - 1
 _MAX_DIGITS = 10
 _MIN_ORDER, _MAX_ORDER, _DEFAULT_ORDER = 12, 25, 22
-
-
-def parse_bool(name: str, text: str) -> bool:
-    """Return the truth of a boolean parameter in the spellings ceph-csi takes; raises InvalidArgument."""
-    if text in _TRUE:
-        return True
-    if text in _FALSE:
-        return False
-    raise InvalidArgument(f"parameters[{name}]: expected true or false, got {text!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +101,9 @@ def parse_parameters(parameters: Mapping[str, str]) -> VolumeParameters:
     mounter = parameters.get("mounter", "")
     if mounter and mounter not in MOUNTERS:
         raise InvalidArgument(f"parameters[mounter]: expected one of {', '.join(MOUNTERS)}, got {mounter!r}")
+    # Nobody can change them later, so a volume that no node could stage is not made.
+    MapWishes.of(parameters, where="parameters")
+    _check_log(parameters)
     features = parameters.get("imageFeatures")
     return VolumeParameters(
         cluster_id=cluster_id,
@@ -150,8 +145,15 @@ def parse_name_prefix(parameters: Mapping[str, str], name: str, default: str) ->
 
 
 def _encryption(parameters: Mapping[str, str]) -> EncryptionParameters | None:
-    is_encrypted = parse_bool("encrypted", parameters.get("encrypted") or "false")
-    return parse_encryption(parameters) if is_encrypted else None
+    return parse_encryption(parameters) if truth_of(parameters, "encrypted", where="parameters") else None
+
+
+def _check_log(parameters: Mapping[str, str]) -> None:
+    directory, strategy = parameters.get("cephLogDir"), parameters.get("cephLogStrategy")
+    if directory is not None and not is_directory_name(directory):
+        raise InvalidArgument(f"parameters[cephLogDir]: expected an absolute path, got {directory!r}")
+    if strategy is not None and strategy not in STRATEGIES:
+        raise InvalidArgument(f"parameters[cephLogStrategy]: expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
 
 
 def _warn_of_unknown(parameters: Mapping[str, str]) -> None:

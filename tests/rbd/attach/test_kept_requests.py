@@ -1,5 +1,7 @@
+import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,22 @@ class Refusing:
 
     def remove(self, name: str) -> None:
         raise PermissionError(1, "Operation not permitted", name)
+
+
+class Remembering:
+    """A kernel's keyring."""
+
+    def __init__(self) -> None:
+        self.payloads: dict[str, bytes] = {}
+
+    def add(self, name: str, payload: bytes) -> None:
+        self.payloads[name] = payload
+
+    def read(self, name: str) -> bytes | None:
+        return self.payloads.get(name)
+
+    def remove(self, name: str) -> None:
+        self.payloads.pop(name, None)
 
 
 class Junk:
@@ -92,6 +110,18 @@ def test_the_image_is_asked_for_as_it_is_known_now() -> None:
     found = kept.find(now)
     assert found is not None
     assert found.spec.volume_id == "0001-x"
+
+
+def test_a_daemons_log_and_network_are_kept_and_an_older_csi_hosts_request_has_no_log() -> None:
+    store = Remembering()
+    request = replace(REQUEST, log_file=Path("/var/log/ceph/one.log"))
+    KeptRequests(store).keep(request)
+    assert KeptRequests(store).find(SPEC) == request
+    (name,) = store.payloads
+    older = json.loads(store.payloads[name])
+    del older["log_file"]
+    store.payloads[name] = json.dumps({**older, "network_namespace": None}).encode()
+    assert KeptRequests(store).find(SPEC) == replace(request, network_namespace=None, log_file=None)
 
 
 @pytest.mark.parametrize("payload", [b"", b"{", b"[]", b"{}", b'{"user": 1}', b"\xff"])

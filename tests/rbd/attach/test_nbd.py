@@ -1,6 +1,7 @@
 """What the rbd-nbd mounter makes of sysfs, /proc and programs that fail; the real kernel is in tests/kernel."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,30 @@ def test_mapping_says_who_where_and_whose_and_hands_the_key_over_in_memory(kerne
     assert command.argv[13].startswith(f"--admin-socket={kernel.root / 'sockets'}/")
     assert command.secret_file == KEY
     assert kernel.kept.find(SPEC) == REQUEST
+
+
+def test_a_daemon_writes_the_log_that_is_asked_for_where_it_can(kernel: Kernel) -> None:
+    log_file = kernel.root / "logs/one.log"
+    kernel.attacher().attach(replace(REQUEST, log_file=log_file))
+    assert f"--log-file={log_file}" in kernel.run.ran("rbd-nbd")[0].argv
+    kernel.attacher().detach(SPEC)
+    log_file.unlink()
+    log_file.mkdir()
+    kernel.attacher().attach(replace(REQUEST, log_file=log_file))
+    assert "--log-file=" in kernel.run.ran("rbd-nbd")[-1].argv
+
+
+@pytest.mark.parametrize("how", ["by its image", "by its device"])
+def test_the_socket_of_a_daemon_goes_with_its_device(kernel: Kernel, how: str) -> None:
+    kernel.attacher().attach(REQUEST)
+    (word,) = (word for word in kernel.run.ran("rbd-nbd")[0].argv if word.startswith("--admin-socket="))
+    socket = Path(word.partition("=")[2])
+    socket.touch()
+    if how == "by its image":
+        kernel.attacher().detach(SPEC)
+    else:
+        assert kernel.attacher().detach_device(DEVICE)
+    assert not socket.exists()
 
 
 def test_where_there_is_no_place_for_a_socket_it_does_without(kernel: Kernel) -> None:

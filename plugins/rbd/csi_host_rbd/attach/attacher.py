@@ -45,8 +45,8 @@ class AttachRequest:
     """What attaching needs to know; ``mon_host`` in any syntax that Ceph takes.
 
     ``map_options`` are this mounter's own, separated by commas. ``network_namespace`` is the file of the one through
-    which the cluster is reached, None for this process'. ``passphrase`` is for attachers that open LUKS, see OpensLuks;
-    None shows the image as it is.
+    which the cluster is reached, None for this process'. ``log_file`` is for a daemon's log, None for none.
+    ``passphrase`` is for attachers that open LUKS, see OpensLuks; None shows the image as it is.
     """
 
     spec: ImageSpec
@@ -56,6 +56,7 @@ class AttachRequest:
     read_only: bool = False
     map_options: str = ""
     network_namespace: Path | None = None
+    log_file: Path | None = None
     passphrase: Passphrase | None = field(repr=False, default=None)
 
 

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _MEMBERS = ("mon_host", "user", "key", "read_only", "map_options")
+_PATHS = ("network_namespace", "log_file")
 
 
 class SecretStore(Protocol):
@@ -99,18 +100,16 @@ def _name(spec: ImageSpec) -> str:
 
 def _payload(request: AttachRequest) -> bytes:
     members = {name: getattr(request, name) for name in _MEMBERS}
-    namespace = str(request.network_namespace) if request.network_namespace else None
-    return json.dumps({**members, "network_namespace": namespace}).encode()
+    paths = {name: str(getattr(request, name) or "") for name in _PATHS}
+    return json.dumps({**members, **paths}).encode()
 
 
 def _request(spec: ImageSpec, payload: bytes) -> AttachRequest | None:
     try:
         members = json.loads(payload)
-        namespace = members["network_namespace"]
-        return AttachRequest(
-            spec=spec,
-            network_namespace=Path(namespace) if namespace else None,
-            **{name: members[name] for name in _MEMBERS},
-        )
+        known = {name: members[name] for name in _MEMBERS}
+        # What an older csi-host kept says nothing of a log.
+        paths = {name: Path(path) for name in _PATHS if (path := members.get(name))}
+        return AttachRequest(spec=spec, **known | paths)
     except (ValueError, KeyError, TypeError):
         return None

@@ -24,16 +24,16 @@ class MapOptionsInvalid(InvalidArgument):
     """The options cannot be given to the mounter; the message names the field and the word."""
 
 
-def options_of(text: str, mounter: str, field: str) -> str:
-    """Return the options for ``mounter`` of the text in ``volume_context[<field>]``, separated by commas.
+def options_of(text: str, mounter: str, name: str, *, where: str = "volume_context") -> str:
+    """Return the options for ``mounter`` of the text in ``<where>[<name>]``, separated by commas.
 
     The parts of other mounters are checked as well. Raises MapOptionsInvalid.
     """
-    chosen: list[str] = []
+    field, chosen = f"{where}[{name}]", list[str]()
     for part in filter(None, (part.strip() for part in text.split(";"))):
         whose, words = _split(part, field)
         for word in words:
-            _check(word, whose, field)
+            _check(word, whose, field, _NBD_UNMAP_NAMES if name == "unmapOptions" else _NBD_NAMES)
         if whose == mounter:
             chosen += words
     return ",".join(chosen)
@@ -50,8 +50,7 @@ def _split(part: str, field: str) -> tuple[str, list[str]]:
         return "rbd", _words(part)
     if prefix.strip() not in _PREFIXES:
         raise MapOptionsInvalid(
-            f"volume_context[{field}]: expected krbd:… or nbd:…, as options with a colon need the mounter's name, "
-            f"got {part!r}"
+            f"{field}: expected krbd:… or nbd:…, as options with a colon need the mounter's name, got {part!r}"
         )
     return _PREFIXES[prefix.strip()], _words(rest)
 
@@ -60,22 +59,21 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _check(word: str, mounter: str, field: str) -> None:
+def _check(word: str, mounter: str, field: str, nbd_names: frozenset[str]) -> None:
     name = _name(word)
     if not _WORD.fullmatch(word):
         # The value may be somebody's key.
         shown = f"{name}=…" if "=" in word else name
-        raise MapOptionsInvalid(f"volume_context[{field}]: expected options such as name or name=value, got {shown!r}")
+        raise MapOptionsInvalid(f"{field}: expected options such as name or name=value, got {shown!r}")
     if mounter == "rbd":
         if name in _KRBD_REFUSED:
-            raise MapOptionsInvalid(f"volume_context[{field}]: {name} is the driver's to set")
+            raise MapOptionsInvalid(f"{field}: {name} is the driver's to set")
         return
-    names = _NBD_UNMAP_NAMES if field == "unmapOptions" else _NBD_NAMES
     setting = name.replace("-", "_")
-    if name in names or (_CEPH_SETTING.fullmatch(setting) and setting not in _CEPH_REFUSED):
+    if name in nbd_names or (_CEPH_SETTING.fullmatch(setting) and setting not in _CEPH_REFUSED):
         return
     raise MapOptionsInvalid(
-        f"volume_context[{field}]: expected for nbd one of {', '.join(sorted(names))} or a setting of Ceph that begins "
+        f"{field}: expected for nbd one of {', '.join(sorted(nbd_names))} or a setting of Ceph that begins "
         f"with rbd_, debug_, objecter_, ms_ or rados_, got {name!r}"
     )
 

@@ -44,14 +44,15 @@ from csi_host_rbd.attach.kept_requests import KeptRequests
 from csi_host_rbd.attach.kernel_modules import KernelModule
 from csi_host_rbd.attach.map_options import has_option
 from csi_host_rbd.attach.nbd_devices import PROGRAM, NbdDevice, connected_devices
+from csi_host_rbd.attach.nbd_logs import can_be_written
 
 log = logging.getLogger(__name__)
 
 _UNMAP_SECONDS = 30.0
 _FLUSH_SECONDS = 60.0
 _PAUSE_SECONDS = 0.2
-# No log or pid file under names that all daemons of one user share, and no I/O error while OSDs are away.
-_DAEMON_SETTINGS = ("--log-file=", "--pid-file=", "--rados-osd-op-timeout=0")
+# No pid file under a name that all daemons of one user share, and no I/O error while OSDs are away.
+_DAEMON_SETTINGS = ("--pid-file=", "--rados-osd-op-timeout=0")
 _SOCKETS = Path("/run/csi-host/rbd-nbd")
 _DEFAULT_OPTIONS = {
     "try-netlink": "--try-netlink",
@@ -154,9 +155,7 @@ class NbdAttacher:
             if device.daemon is None:
                 device = self._revived(device, spec)
             self._unmap(device, options)
-        # A daemon that was killed leaves it; it is in nobody's way.
-        with suppress(OSError):
-            self._socket_of(spec).unlink()
+        self._forget_socket(spec.volume_id or str(spec))
         self._kept.forget(spec)
 
     def detach_device(self, device: str) -> bool:
@@ -164,6 +163,7 @@ class NbdAttacher:
         found = [each for each in self._devices() if each.device == device]
         for each in found:
             self._unmap(each, "")
+            self._forget_socket(each.cookie)
         return bool(found)
 
     def grow(self, spec: ImageSpec, *, at_least: int = 0) -> int:
@@ -194,7 +194,8 @@ class NbdAttacher:
             words.append(f"--cookie={request.spec.volume_id}")
         if request.read_only:
             words.append("--read-only")
-        settings = [*_DAEMON_SETTINGS, f"--admin-socket={self._admin_socket(request.spec)}"]
+        log_file = request.log_file if request.log_file and can_be_written(request.log_file) else ""
+        settings = [f"--log-file={log_file}", *_DAEMON_SETTINGS, f"--admin-socket={self._admin_socket(request.spec)}"]
         self._client.connected(PROGRAM, [*settings, command, str(request.spec), *more, *words], request)
 
     def _admin_socket(self, spec: ImageSpec) -> str:
@@ -204,11 +205,16 @@ class NbdAttacher:
         except OSError as error:
             log.warning(f"statistics cannot ask {PROGRAM} what it waits for: {self._sockets}: {error.strerror}")
             return ""
-        return str(self._socket_of(spec))
+        return str(self._socket_of(spec.volume_id or str(spec)))
 
-    def _socket_of(self, spec: ImageSpec) -> Path:
+    def _socket_of(self, name: str) -> Path:
         # The path of a socket has 107 bytes at the most.
-        return self._sockets / f"{hashlib.sha256((spec.volume_id or str(spec)).encode()).hexdigest()[:32]}.asok"
+        return self._sockets / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.asok"
+
+    def _forget_socket(self, name: str) -> None:
+        # A daemon that was killed leaves it; it is in nobody's way.
+        with suppress(OSError):
+            self._socket_of(name).unlink()
 
     def _revived(self, device: NbdDevice, spec: ImageSpec) -> NbdDevice:
         """Return the device with a daemon that can write what the page cache holds; without where nothing is known."""

@@ -1,13 +1,12 @@
 """Reading the members of a KMS section: each is known, has the right type, or is an error that names it."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any
 
 from csi_host.kms import KmsMisconfigured, KmsRequest
-
-_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
-_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+from csi_host.setting_values import parse_boolean
 
 
 class Members:
@@ -50,9 +49,10 @@ class Members:
             return default
         if isinstance(value, bool):
             return value
-        if not isinstance(value, str) or value not in _TRUE | _FALSE:
-            raise self.wrong(name, "expected true or false")
-        return value in _TRUE
+        if isinstance(value, str):
+            with suppress(ValueError):
+                return parse_boolean(value)
+        raise self.wrong(name, "expected true or false")
 
     def wrong(self, name: str, why: str) -> KmsMisconfigured:
         """Return the error that names the member."""

@@ -10,6 +10,7 @@ from csi_host.errors import FailedPrecondition
 from csi_host.process import Runner, run
 from csi_host.request import remaining_seconds
 from csi_host_rbd.attach.attacher import Attacher, Attachment, AttachmentLost, OpensLuks
+from csi_host_rbd.attach.nbd_logs import log_file, put_away
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.ceph.image import Image
 from csi_host_rbd.encryption.luks import Luks
@@ -109,6 +110,8 @@ class Devices:
         if stash.encrypted:
             self._encrypted.detach(stash)
         self._attachers.named(stash.mounter).detach(stash.spec, stash.unmap_options)
+        if stash.mounter == "rbd-nbd" and stash.log_directory:
+            put_away(log_file(stash.log_directory, stash.volume_id), stash.log_strategy)
 
     def detach_device(self, device: str) -> None:
         """Take a device away of which nothing else is known."""

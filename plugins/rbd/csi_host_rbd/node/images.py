@@ -9,6 +9,7 @@ from csi_host.errors import FailedPrecondition, InvalidArgument
 from csi_host.kms import Passphrase
 from csi_host_common_node.filesystem import BlankProof, Filesystems
 from csi_host_rbd.attach.attacher import AttachRequest, ImageSpec
+from csi_host_rbd.attach.nbd_logs import log_file
 from csi_host_rbd.backend import Backend, Cluster
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.failures import PoolNotFound
@@ -21,11 +22,11 @@ from csi_host_rbd.encryption.luks_header import LuksHeader, read_header
 from csi_host_rbd.encryption.parameters import BLOCK, DEFAULT_KMS_ID, EncryptionParameters
 from csi_host_rbd.encryption.service import Encryption, differs
 from csi_host_rbd.errors import ClusterNotServed, VolumeNotFound
-from csi_host_rbd.node.map_wishes import MapWishes
+from csi_host_rbd.map_wishes import CONTEXT, MapWishes
 from csi_host_rbd.node.marks import MARK_KEY
 from csi_host_rbd.node.stash import Stash
-from csi_host_rbd.parameters import parse_bool
 from csi_host_rbd.reservations import Reservation
+from csi_host_rbd.truth import truth_of
 from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
 
 __all__ = ["MARK_KEY", "EncryptionDiffers", "NodeImage", "NodeImages"]
@@ -88,6 +89,7 @@ class NodeImage:
             read_only=read_only,
             map_options=self.wishes.map_options.get(mounter, ""),
             network_namespace=Path(namespace) if namespace else None,
+            log_file=log_file(self.wishes.log_directory, self.handle) if self._has_log(mounter) else None,
         )
 
     def stash(self, volume_id: str, mounter: str) -> Stash:
@@ -102,6 +104,8 @@ class NodeImage:
             fsid=self.cluster.connection.fsid,
             unmap_options=self.wishes.unmap_options.get(mounter, ""),
             encrypted=self.is_encrypted,
+            log_directory=self.wishes.log_directory if self._has_log(mounter) else "",
+            log_strategy=self.wishes.log_strategy if self._has_log(mounter) else "",
         )
 
     @contextmanager
@@ -164,6 +168,9 @@ class NodeImage:
         """Return the ``length`` bytes at ``start``, and the last ones of the image."""
         with self.opened() as image:
             return [image.read(start, length), image.read(max(start, image.size_bytes - length), length)]
+
+    def _has_log(self, mounter: str) -> bool:
+        return mounter == "rbd-nbd" and bool(self.wishes.log_directory)
 
     def _required_keys(self) -> Keys:
         if self.keys is None:
@@ -270,7 +277,4 @@ def _required(context: Mapping[str, str], name: str) -> str:
 
 
 def _is_true(context: Mapping[str, str], name: str) -> bool:
-    try:
-        return bool(context.get(name)) and parse_bool(name, context[name])
-    except InvalidArgument:
-        raise InvalidArgument(f"volume_context[{name}]: expected true or false, got {context[name]!r}") from None
+    return truth_of(context, name, where=CONTEXT)
