@@ -46,7 +46,14 @@ class Hosted:
             ],
             socket=self.directory / "csi.sock",
             log_file=self.directory / f"csi-host-{len(list(self.directory.glob('*.log')))}.log",
+            environment={name: str(self._own_directory(name)) for name in ("TMPDIR", "HOME")},
         )
+
+    def _own_directory(self, name: str) -> Path:
+        # What it and its programs keep there is the test's, and can be looked at.
+        path = self.directory / name.lower()
+        path.mkdir(exist_ok=True)
+        return path
 
     @contextmanager
     def served(self) -> Iterator[HostProcess]:

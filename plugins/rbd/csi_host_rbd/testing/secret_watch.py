@@ -2,9 +2,11 @@
 
 import base64
 import os
+import stat
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Self
 
 import grpc
 
+from csi_host.node.mounts import read_mounts
 from csi_host.process import run
 from csi_host_rbd.testing.hosted import hosted
 from csi_host_rbd.testing.node_kit import Kit, Node
@@ -19,6 +22,7 @@ from csi_host_rbd.testing.node_kit import Kit, Node
 _LOOKS = 10
 _PAUSE_SECONDS = 0.005
 _END_SECONDS = 30.0
+_HABITUAL = ("/run", "/var/log", "/var/tmp", "/var/lib/ceph", "/etc/ceph", "/dev/shm")  # noqa: S108 (only looked at)
 
 
 class Watch(threading.Thread):
@@ -91,20 +95,20 @@ def live_unseen(
     usual = node.rig.secrets
     wrong = run(["ceph-authtool", "--gen-print-key"], timeout=60).stdout.strip()
     texts = [*_forms(usual["userKey"]), *_forms(wrong), *(text.encode() for text in secrets)]
-    files: set[str] = set()
+    files, written = set[str](), Written.since_now(node.directory, directory)
     with Watch(texts) as watch, hosted(node, directory, "--loglevel=debug", "--v=5") as host:
         with host.served() as process:
             ours = host.kit(kit)
             assert wrong not in _refusal_of_key(ours, {**usual, "userKey": wrong})
             _use(ours, grown_bytes)
-            files |= _search_files(node, texts)
+            files |= written.search(texts)
             disturb()
             ours.stage()
-            files |= _search_files(node, texts)
+            files |= written.search(texts)
             ours.unpublish()
             ours.unstage()
         log = process.log()
-    files |= _search_files(node, texts)
+    files |= written.search(texts)
     assert watch.found == set()
     assert not holds(log.encode(), texts)
     return Seen(programs=watch.programs, files=files, log=log)
@@ -135,13 +139,45 @@ def _use(kit: Kit, grown_bytes: int) -> None:
     kit.stage()
 
 
-def _search_files(node: Node, texts: Sequence[bytes]) -> set[str]:
-    """Search the files that csi-host and its daemons have written; return their names."""
-    # What is mounted is the volumes' content.
-    mounts = {Path(place) for place in node.machine.mounts()}
-    names = set()
-    for path in node.directory.rglob("*"):
-        if path.is_file() and not mounts.intersection([path, *path.parents]):
-            names.add(path.name)
-            assert not holds(path.read_bytes(), texts), path
-    return names
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """The files that csi-host and what it starts may have written ``since`` a time, in seconds since the epoch.
+
+    ``places`` are those that the test gave them, where programs keep temporary files and their home included; others
+    are where daemons and tools write by habit.
+    """
+
+    places: Sequence[Path]
+    since: float
+
+    @classmethod
+    def since_now(cls, *places: Path) -> Self:
+        """Begin."""
+        # A file's times are those of the kernel's last tick.
+        return cls(places=[*places, *map(Path, _HABITUAL)], since=time.time() - 1)
+
+    def search(self, secrets: Sequence[bytes]) -> set[str]:
+        """Return the names of the files; raises AssertionError naming one that holds a secret."""
+        names = set()
+        for path in self._files():
+            with suppress(FileNotFoundError):
+                assert not holds(path.read_bytes(), secrets), path
+                names.add(path.name)
+        return names
+
+    def _files(self) -> Iterator[Path]:
+        # What is mounted is the volumes' content, or another test's.
+        mounts = {Path(mount.mount_point) for mount in read_mounts()}
+        for place in self.places:
+            for directory, below, names in os.walk(place):
+                below[:] = [name for name in below if Path(directory, name) not in mounts]
+                yield from (path for name in names if self._is_new(path := Path(directory, name), mounts))
+
+    def _is_new(self, path: Path, mounts: set[Path]) -> bool:
+        if path in mounts:
+            return False
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_ctime >= self.since
