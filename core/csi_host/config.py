@@ -145,6 +145,7 @@ class HostConfig:
     set_metadata: bool
     domain_labels: str
     node_labels_file: Path | None
+    node_labels: Mapping[str, str]
     log_slow_interval_seconds: float
     log_level: str
     grace_period_seconds: float
@@ -221,8 +222,8 @@ def _check(settled: Mapping[str, Settled]) -> None:
         return
     if not value["nodeid"]:
         raise ConfigError("--nodeid (or NODE_ID) is needed where the Node service is served", is_usage=True)
-    if value["domainlabels"] and value["nodelabelsfile"] is None:
-        raise ConfigError("--domainlabels needs --nodelabelsfile, the file with the node's labels", is_usage=True)
+    if value["domainlabels"] and value["nodelabelsfile"] is None and not value["nodelabels"]:
+        raise ConfigError("--domainlabels needs the node's labels: --nodelabelsfile or --nodelabels", is_usage=True)
 
 
 def _read_file(path: Path, given: Given) -> Mapping[str, Given]:

@@ -1,6 +1,7 @@
 """What the texts of settings mean: each function returns a value, or raises ValueError saying what was expected."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from csi_host.durations import parse_duration
@@ -69,6 +70,21 @@ def parse_directory(text: str) -> Path:
 def parse_list(text: str) -> str:
     """Return the words between the commas, joined by commas, the empty ones left out."""
     return ",".join(word for word in (word.strip() for word in text.split(",")) if word)
+
+
+def parse_labels(text: str) -> Mapping[str, str]:
+    """Return the labels of ``name=value`` between commas, without those that have no value; raises ValueError.
+
+    An environment variable that Kubernetes makes of a label which is not there is empty.
+    """
+    labels = {}
+    for word in filter(None, parse_list(text).split(",")):
+        name, separator, value = word.partition("=")
+        if not separator or not name:
+            raise ValueError(f"expected name=value between commas, got {word!r}")
+        if value:
+            labels[name] = value
+    return labels
 
 
 def parse_workers(text: str) -> int:

@@ -15,6 +15,7 @@ from csi_host.setting_values import (
     parse_directory,
     parse_driver_name,
     parse_klog_level,
+    parse_labels,
     parse_list,
     parse_log_level,
     parse_node_id,
@@ -184,6 +185,14 @@ SERVE_SETTINGS: Sequence[Setting] = (
         parse=parse_directory,
         metavar="FILE",
         field="node_labels_file",
+    ),
+    Setting(
+        name="nodelabels",
+        help="Labels of the node besides those of --nodelabelsfile, NAME=VALUE separated by commas.",
+        default={},
+        parse=parse_labels,
+        metavar="LABELS",
+        field="node_labels",
     ),
     Setting(
         name="logslowopinterval",

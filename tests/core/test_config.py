@@ -213,9 +213,12 @@ def test_a_node_needs_an_id_and_a_controller_does_not() -> None:
 
 
 def test_topology_needs_the_nodes_labels_where_the_node_is_served() -> None:
-    assert "--domainlabels needs --nodelabelsfile" in str(refusal({**MINIMUM, "domainlabels": "a/zone"}))
+    assert "--domainlabels needs the node's labels" in str(refusal({**MINIMUM, "domainlabels": "a/zone"}))
     controller = resolve({"driver": "toy", "controllerserver": "true", "domainlabels": "a/zone, ,a/rack,"})
     assert controller.domain_labels == "a/zone,a/rack"
+    node = resolve({**MINIMUM, "domainlabels": "a/zone", "nodelabels": "a/zone=east, a/rack=,"})
+    assert node.node_labels == {"a/zone": "east"}
+    assert "--nodelabels: expected name=value" in str(refusal({**MINIMUM, "nodelabels": "a/zone"}))
 
 
 def test_without_a_driver_the_error_says_how_to_name_one() -> None:

@@ -71,7 +71,7 @@ def _log_start(plugins: Plugins, config: HostConfig) -> None:
 
 
 def _context(plugins: Plugins, config: HostConfig) -> HostContext:
-    labels_text = _labels_text(config)
+    labels = _node_labels(config)
     return HostContext(
         driver_name=config.driver_name,
         node_id=config.node_id,
@@ -82,8 +82,8 @@ def _context(plugins: Plugins, config: HostConfig) -> HostContext:
         staging_path=config.staging_path,
         serves_controller=config.serves_controller,
         serves_node=config.serves_node,
-        topology=_topology(config, labels_text),
-        node_labels=_node_labels(config, labels_text),
+        topology=_topology(config, labels),
+        node_labels=labels,
         options=config.options,
         volume_locks=VolumeLocks(),
         snapshot_locks=SnapshotLocks(),
@@ -94,28 +94,27 @@ def _context(plugins: Plugins, config: HostConfig) -> HostContext:
     )
 
 
-def _labels_text(config: HostConfig) -> str:
-    if not config.serves_node or config.node_labels_file is None:
-        return ""
+def _node_labels(config: HostConfig) -> Mapping[str, str]:
+    return {**_labels_of_file(config), **config.node_labels} if config.serves_node else {}
+
+
+def _labels_of_file(config: HostConfig) -> Mapping[str, str]:
+    if config.node_labels_file is None:
+        return {}
     try:
-        return config.node_labels_file.read_text(encoding="utf-8")
+        return parse_labels(config.node_labels_file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--nodelabelsfile {config.node_labels_file}: {error.strerror}") from error
-
-
-def _node_labels(config: HostConfig, labels_text: str) -> Mapping[str, str]:
-    try:
-        return parse_labels(labels_text)
     except ValueError as error:
         raise ConfigError(f"--nodelabelsfile {config.node_labels_file}: {error}") from error
 
 
-def _topology(config: HostConfig, labels_text: str) -> Mapping[str, str]:
+def _topology(config: HostConfig, labels: Mapping[str, str]) -> Mapping[str, str]:
     # A controller is on no node that matters: it says that there are topologies, not in which one it is.
     if not config.serves_node:
         return {}
     try:
-        return segments(config.driver_name, config.domain_labels, labels_text)
+        return segments(config.driver_name, config.domain_labels, labels)
     except ValueError as error:
         raise ConfigError(f"--domainlabels: {error}") from error
 

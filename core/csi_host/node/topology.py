@@ -1,6 +1,7 @@
 """The node's place in the cluster, from its labels."""
 
 import ast
+from collections.abc import Mapping
 
 _NAME_AT_MOST = 63
 
@@ -9,12 +10,11 @@ class TopologyError(ValueError):
     """The domain labels and the node's labels do not make a topology; the message says which label and why."""
 
 
-def segments(driver_name: str, domain_labels: str, labels_text: str) -> dict[str, str]:
+def segments(driver_name: str, domain_labels: str, labels: Mapping[str, str]) -> dict[str, str]:
     """Return the topology segments of this node, ``{"topology.<driver>/<name>": value}``.
 
-    ``domain_labels`` is the comma-separated list of ``--domainlabels``, ``labels_text`` the node's labels as the
-    Kubernetes downward API writes them to a file. A segment's name is what follows the first slash of its label.
-    Raises TopologyError.
+    ``domain_labels`` is the comma-separated list of ``--domainlabels``, ``labels`` are the node's. A segment's name is
+    what follows the first slash of its label. Raises TopologyError.
     """
     wanted = _wanted(domain_labels)
     if not wanted:
@@ -22,14 +22,16 @@ def segments(driver_name: str, domain_labels: str, labels_text: str) -> dict[str
     prefix = f"topology.{driver_name.lower()}"
     if len(prefix) > _NAME_AT_MOST:
         raise TopologyError(f"{prefix} has {len(prefix)} characters, a topology key may have {_NAME_AT_MOST}")
-    labels = parse_labels(labels_text)
     if missing := [label for label in wanted.values() if label not in labels]:
         raise TopologyError(f"domain labels: this node has no label {', '.join(missing)}")
     return {f"{prefix}/{name}": labels[label] for name, label in wanted.items()}
 
 
 def parse_labels(text: str) -> dict[str, str]:
-    r"""Parse lines of ``key="value"`` with the escapes of a quoted Go string (``\"``, ``\\``, ``\n``, ``\u00e9``)."""
+    r"""Parse lines of ``key="value"``, as the Kubernetes downward API writes them to a file.
+
+    The values have the escapes of a quoted Go string (``\"``, ``\\``, ``\n``, ``\u00e9``). Raises TopologyError.
+    """
     labels = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():

@@ -115,7 +115,7 @@ OPTIONS = (
     ),
     DriverOption(
         name="crush-location-labels",
-        help="The node's labels that are its CRUSH location, separated by commas; their values are --nodelabelsfile's.",
+        help="The node's labels that are its CRUSH location, separated by commas (see also --nodelabels).",
         default="",
         metavar="LABELS",
     ),

@@ -98,6 +98,18 @@ def test_the_nodes_labels_become_its_topology(start: Start, directory: Path) -> 
         assert csi_pb2.PluginCapability.Service.VOLUME_ACCESSIBILITY_CONSTRAINTS in services
 
 
+def test_labels_of_the_environment_go_before_those_of_the_file(start: Start, directory: Path) -> None:
+    labels = directory / "labels"
+    labels.write_text('example.com/zone="of the file"\nexample.com/rack="r1"\n')
+    wanted = "--domainlabels=example.com/zone,example.com/rack"
+    given = {"CSI_HOST_NODELABELS": "example.com/zone=east-1,example.com/rack="}
+    with start("--driver=toy", "--nodeid=a", wanted, f"--nodelabelsfile={labels}", **given) as host:
+        with grpc.insecure_channel(host.endpoint) as channel:
+            info = csi_pb2_grpc.NodeStub(channel).NodeGetInfo(csi_pb2.NodeGetInfoRequest(), timeout=10)
+        segments = dict(info.accessible_topology.segments)
+        assert segments == {"topology.toy.csi.example/zone": "east-1", "topology.toy.csi.example/rack": "r1"}
+
+
 def test_a_broken_third_party_is_named_in_the_log_and_stops_nothing(start: Start, place: Path) -> None:
     write_distribution(place, "csi-bad", {"bad": "raise OSError('no backend')"})
     with start("--driver=toy", "--nodeid=node-a") as host:
@@ -136,7 +148,7 @@ def test_an_endpoint_that_cannot_be_had_is_one_line_and_the_driver_is_put_away(i
     [
         (None, "--nodelabelsfile {file}: No such file or directory"),
         ('other/label="x"\n', "--domainlabels: domain labels: this node has no label example.com/zone"),
-        ("junk\n", '--domainlabels: labels, line 1: expected key="value"'),
+        ("junk\n", '--nodelabelsfile {file}: labels, line 1: expected key="value"'),
     ],
 )
 def test_a_node_whose_topology_cannot_be_told_does_not_start(

@@ -4,11 +4,12 @@ from hypothesis import strategies as st
 
 from csi_host.node.topology import TopologyError, parse_labels, segments
 
-LABELS = """beta.kubernetes.io/arch="amd64"
-failure-domain/region="east"
-failure-domain/zone="east-1"
-topology.kubernetes.io/zone="east-2"
-"""
+LABELS = {
+    "beta.kubernetes.io/arch": "amd64",
+    "failure-domain/region": "east",
+    "failure-domain/zone": "east-1",
+    "topology.kubernetes.io/zone": "east-2",
+}
 
 
 def test_the_wanted_labels_become_segments() -> None:
@@ -20,11 +21,11 @@ def test_the_wanted_labels_become_segments() -> None:
 
 @pytest.mark.parametrize("labels", ["", " , "])
 def test_no_labels_wanted_is_no_topology(labels: str) -> None:
-    assert segments("x" * 99, labels, "junk") == {}
+    assert segments("x" * 99, labels, {"a/b": "v"}) == {}
 
 
 def test_only_the_first_slash_counts() -> None:
-    assert segments("d", "a/b/c", 'a/b/c="v"') == {"topology.d/b/c": "v"}
+    assert segments("d", "a/b/c", {"a/b/c": "v"}) == {"topology.d/b/c": "v"}
 
 
 @pytest.mark.parametrize(
@@ -46,9 +47,9 @@ def test_labels_that_make_no_topology_are_refused_by_name(wanted: str, named: st
 
 def test_the_key_of_a_topology_has_63_characters_at_most() -> None:
     longest = "d" * (63 - len("topology."))
-    assert segments(longest, "a/b", 'a/b="v"') == {f"topology.{longest}/b": "v"}
+    assert segments(longest, "a/b", {"a/b": "v"}) == {f"topology.{longest}/b": "v"}
     with pytest.raises(TopologyError, match="63"):
-        segments(longest + "d", "a/b", 'a/b="v"')
+        segments(longest + "d", "a/b", {"a/b": "v"})
 
 
 @pytest.mark.parametrize(
