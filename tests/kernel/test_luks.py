@@ -6,25 +6,24 @@ from pathlib import Path
 import grpc
 import pytest
 
-from csi_host.kms import Passphrase
-from csi_host.node.mounts import mount_at
 from csi_host.process import run
 from csi_host.proto import csi_pb2
-from csi_host_rbd.encryption.luks import Luks
-from csi_host_rbd.testing.fast_luks import fast_luks
 from csi_host_rbd.testing.node_kit import Kit, Node
 from csi_host_rbd.testing.rig import block, mounted
+from csi_host_rbd.testing.rotating import rotate
 
 pytestmark = [pytest.mark.ceph, pytest.mark.root]
 
 MIB = 1024**2
 HEADER = 16 * MIB
+WRAPPED = "rbd.csi.ceph.com/dek"
 
 
-def make(node: Node, capability: csi_pb2.VolumeCapability | None = None, *, mounter: str = "rbd") -> Kit:
-    return node.make_volume(
-        capability or mounted(fs_type="ext4"), size_bytes=96 * MIB, encrypted="true", mounter=mounter
-    )
+def make(
+    node: Node, capability: csi_pb2.VolumeCapability | None = None, *, mounter: str = "rbd", **parameters: str
+) -> Kit:
+    wanted = capability or mounted(fs_type="ext4")
+    return node.make_volume(wanted, size_bytes=96 * MIB, encrypted="true", mounter=mounter, **parameters)
 
 
 def mappings() -> list[Path]:
@@ -150,18 +149,18 @@ def test_no_key_of_dm_crypt_is_in_the_kernel_s_keyring_and_it_grows_without_its_
 
 
 @pytest.mark.thorough
-def test_the_header_is_changed_below_a_mapping_in_use(node: Node) -> None:
-    kit = make(node)
+@pytest.mark.parametrize("mounter", ["rbd", "rbd-nbd"])
+def test_the_passphrase_of_a_volume_in_use_is_changed(node: Node, mounter: str) -> None:
+    (node.directory / "kms.json").write_text('{"of-each": {"encryptionKMSType": "metadata"}}')
+    kit = make(node, mounter=mounter, encryptionKMSID="of-each")
     kit.stage(timeout=300)
     (kit.staged / "file").write_text("data")
-    (mapping,) = mappings()
-    luks, device = Luks(fast_luks(run)), f"/dev/{below(mapping)}"
-    known, other = Passphrase(node.rig.secrets["encryptionPassphrase"]), Passphrase("another")
-    luks.add(device, 1, other, authorized_by=known)
-    luks.remove(device, 0)
+    wrapped = kit.metadata()[WRAPPED]
+    done = rotate(kit, node.directory)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert kit.metadata()[WRAPPED] != wrapped
     (kit.staged / "more").write_text("more data")
     kit.unstage()
-    kit.stage(timeout=300, secrets=node.rig.secrets | {"encryptionPassphrase": other.reveal()})
+    kit.stage(timeout=300)
     assert (kit.staged / "file").read_text() == "data"
     assert (kit.staged / "more").read_text() == "more data"
-    assert mount_at(kit.staged) is not None

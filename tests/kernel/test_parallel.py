@@ -28,5 +28,6 @@ def test_many_volumes_at_once_and_a_restart_lose_nothing_and_leave_nothing(
         node.make_volume(mounted(fs_type=("ext4", "xfs")[number % 2]), size_bytes=SIZE, mounter=mounter)
         for number in range(VOLUMES)
     ]
-    with hosted(node, directory) as host:
+    # Without KVM a stage takes longer than the usual grace.
+    with hosted(node, directory, "--grace-period=240s") as host:
         live_all_at_once(host, kits, rounds=ROUNDS)

@@ -15,7 +15,7 @@ from csi_host.proto import csi_pb2, csi_pb2_grpc
 
 # Also where every instruction is interpreted, as in a virtual machine without KVM.
 _START_SECONDS = 150.0
-_STOP_SECONDS = 40.0
+_STOP_SECONDS = 300.0
 
 
 class HostFailedError(AssertionError):

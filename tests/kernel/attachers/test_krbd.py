@@ -1,6 +1,6 @@
 """The rbd mounter on the kernel's own client."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pytest
 from csi_host.node.devices import is_read_only, size_bytes
 from csi_host.process import ProcessError, run
 from csi_host_rbd.attach.attacher import AttachRequest, DeviceInUse, FeaturesNotSupported
+from csi_host_rbd.attach.client import RbdClient
 from csi_host_rbd.attach.krbd import KrbdAttacher
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.features import Feature
@@ -126,6 +127,19 @@ def test_a_map_that_fails_leaves_nothing_and_shows_no_key(
     assert krbd.find(request.spec) is None
 
 
-def test_the_network_namespace_is_entered(krbd: KrbdAttacher, images: Images, request_for: RequestFor) -> None:
-    request = replace(request_for(images.make(), options=MODE), network_namespace=Path("/proc/self/ns/net"))
-    assert krbd.attach(request).device
+@pytest.fixture
+def secluded() -> Iterator[Path]:
+    """The file of a network namespace from which nothing can be reached."""
+    name = "csi-secluded"
+    run(["ip", "netns", "add", name], timeout=60)
+    yield Path("/run/netns", name)
+    run(["ip", "netns", "delete", name], timeout=60)
+
+
+def test_the_network_namespace_is_entered(images: Images, request_for: RequestFor, secluded: Path) -> None:
+    request = request_for(images.make(), options=f"{MODE},mount_timeout=5")
+    krbd = KrbdAttacher(run=run, client=RbdClient(run=run, connect_timeout=5), patience=3)
+    with pytest.raises(ProcessError):
+        krbd.attach(replace(request, network_namespace=secluded))
+    assert krbd.find(request.spec) is None
+    assert krbd.attach(replace(request, network_namespace=Path("/proc/self/ns/net"))).device

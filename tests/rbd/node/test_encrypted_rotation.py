@@ -1,7 +1,5 @@
 """The passphrase of a staged volume is changed by the command line, beside the csi-host that serves the volume."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import rados
 
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.testing.node_kit import Kit, Node
+from csi_host_rbd.testing.rotating import rotate
 from csi_host_rbd.testing.vault import VaultServer
 
 pytestmark = [pytest.mark.ceph, pytest.mark.root]
@@ -20,15 +19,6 @@ WRAPPED = "rbd.csi.ceph.com/dek"
 @pytest.fixture
 def node(encrypting_node: Node) -> Node:
     return encrypting_node
-
-
-def rotate(kit: Kit, directory: Path) -> subprocess.CompletedProcess[str]:
-    secrets = "".join(f"{name}: {text!r}\n" for name, text in kit.rig.secrets.items())
-    files = {"cephcsiconfig": "config.json", "kmsconfig": "kms.json", "qemudirectory": "qemu", "cephconf": "none"}
-    program = str(Path(sys.executable).with_name("csi-host"))
-    argv = [program, "rbd", "rotate-key", "--volume-id", kit.volume.volume_id]
-    argv += ["--secret-file", "-", *(f"--{name}={directory / file}" for name, file in files.items())]
-    return subprocess.run(argv, input=secrets, capture_output=True, text=True, check=False, timeout=120)
 
 
 def stored(kit: Kit, vault: VaultServer) -> object:

@@ -1,0 +1,20 @@
+"""Changing a staged volume's passphrase by the command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from csi_host_rbd.testing.node_kit import Kit
+
+# Also without KVM.
+_SECONDS = 300.0
+
+
+def rotate(kit: Kit, directory: Path) -> "subprocess.CompletedProcess[str]":
+    """Call ``csi-host rbd rotate-key`` with the files of the node in ``directory``; return how it ended."""
+    secrets = "".join(f"{name}: {text!r}\n" for name, text in kit.rig.secrets.items())
+    files = {"cephcsiconfig": "config.json", "kmsconfig": "kms.json", "qemudirectory": "qemu", "cephconf": "none"}
+    program = str(Path(sys.executable).with_name("csi-host"))
+    argv = [program, "rbd", "rotate-key", "--volume-id", kit.volume.volume_id]
+    argv += ["--secret-file", "-", *(f"--{name}={directory / file}" for name, file in files.items())]
+    return subprocess.run(argv, input=secrets, capture_output=True, text=True, check=False, timeout=_SECONDS)
