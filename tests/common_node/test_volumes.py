@@ -192,3 +192,23 @@ def test_a_second_target_of_a_volume_is_found(staged: Path, workdir: Path, mount
     assert other_targets(staged, workdir / "first") == []
     assert other_targets(staged, workdir / "second") == [str(workdir / "first")]
     unpublish(mounter, workdir / "first")
+
+
+def test_kubelets_own_mount_of_a_block_volume_is_no_second_target(disk: Any, workdir: Path, mounter: Mounter) -> None:
+    devices = workdir / "plugins/kubernetes.io/csi/volumeDevices"
+    published, mapped, elsewhere = places = [
+        devices / name for name in ("publish/pv-1/uid-1", "pv-1/dev/uid-1", "pv-2/dev/uid-1")
+    ]
+    for place in places:
+        place.parent.mkdir(parents=True)
+    publish_block(mounter, disk.device, published)
+    for place in (mapped, elsewhere):
+        place.touch()
+        mounter.bind(published, place)
+    another = published.with_name("uid-2")
+    assert other_targets(disk.device, published) == [str(elsewhere)]
+    assert other_targets(disk.device, another) == sorted([str(elsewhere), str(published)])
+    # Whose target is no kubelet's has no mounts of kubelet's.
+    assert other_targets(disk.device, workdir / "target") == sorted(map(str, places))
+    for place in places:
+        unpublish(mounter, place)

@@ -21,6 +21,7 @@ from csi_host.node.mounts import (
     resolve_parent,
     split_options,
 )
+from csi_host_common_node.kubelet import is_map_of
 from csi_host_common_node.mounter import Mounter
 
 _DIRECTORY_MODE = 0o750
@@ -94,7 +95,7 @@ def unpublish(mounter: Mounter, target: StrPath) -> None:
 
 
 def other_targets(source: StrPath, target: StrPath) -> list[str]:
-    """Return where the staged ``source`` is mounted besides there and at ``target``.
+    """Return where the staged ``source`` is mounted besides there and at ``target``, kubelet's own mounts left out.
 
     For SINGLE_NODE_SINGLE_WRITER, which one target may have. Mounts of other namespaces cannot be seen.
     """
@@ -103,7 +104,8 @@ def other_targets(source: StrPath, target: StrPath) -> list[str]:
     if location is None:
         return []
     known = {resolve_parent(source), resolve_parent(target)}
-    return sorted({mount.mount_point for mount in mounts_of_location(location, mounts)} - known)
+    shown = (mount for mount in mounts_of_location(location, mounts) if not is_map_of(target, mount))
+    return sorted({mount.mount_point for mount in shown} - known)
 
 
 def _is_published(source: StrPath, target: StrPath, *, read_only: bool) -> bool:

@@ -153,20 +153,6 @@ def test_a_filesystem_is_not_published_as_a_block_device(node: Node, refused: Re
         kit.publish(volume_capability=block())
 
 
-def test_a_single_writer_has_one_target(node: Node, refused: Refused) -> None:
-    for capability in (mounted(MODE.SINGLE_NODE_SINGLE_WRITER), block(MODE.SINGLE_NODE_SINGLE_WRITER)):
-        kit = node.make_volume(capability)
-        kit.stage()
-        first = kit.publish("first")
-        kit.publish("first")
-        with refused("FAILED_PRECONDITION", str(first), "SINGLE_NODE_SINGLE_WRITER"):
-            kit.publish("second")
-        assert not kit.target("second").exists()
-        kit.unpublish("first")
-        kit.publish("second")
-        kit.unpublish("second")
-
-
 def test_two_volumes_do_not_share_a_staging_path(node: Node, refused: Refused) -> None:
     first, second = node.make_volume(mounted()), node.make_volume(mounted())
     first.stage()

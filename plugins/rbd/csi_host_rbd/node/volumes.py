@@ -18,7 +18,7 @@ from pathlib import Path
 from csi_host.access import AccessMode, VolumeAccess
 from csi_host.errors import FailedPrecondition, InvalidArgument
 from csi_host.node.devices import size_bytes
-from csi_host.node.mounts import Mount, mounts_of_device
+from csi_host.node.mounts import Mount, is_mount_point, mounts_of_device
 from csi_host.process import Runner
 from csi_host_common_node import volumes
 from csi_host_common_node.filesystem import DEFAULT_FS_TYPE, Filesystems
@@ -133,7 +133,8 @@ class NodeVolumes:
         read_only = read_only or wants_read_only(access)
         if mount.is_read_only and not read_only and not access.is_block:
             raise NotStagedHere(f"volume {staging.volume_id} is staged read-only and cannot be published for writing")
-        if access.mode is AccessMode.SINGLE_NODE_SINGLE_WRITER:
+        # What is at the target already is no second one: whether it is the same is for publishing to say.
+        if access.mode is AccessMode.SINGLE_NODE_SINGLE_WRITER and not is_mount_point(target):
             self._refuse_second_target(staging, target)
         if access.is_block:
             volumes.publish_block(self._mounter, staging.target, target, read_only)
