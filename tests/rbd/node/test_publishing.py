@@ -41,3 +41,26 @@ def test_a_mount_that_the_caller_makes_of_the_target_is_not_in_the_way_of_a_retr
         kit.publish("first", readonly=True)
     with refused("FAILED_PRECONDITION", str(first), "SINGLE_NODE_SINGLE_WRITER"):
         kit.publish("second")
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+def test_the_plain_root_of_what_is_encrypted_by_files_is_not_shown(
+    node: Node, refused: Refused, *, is_static: bool
+) -> None:
+    kit = node.make_volume()
+    kit.stage()
+    theirs = {"encrypted": "true", "encryptionType": "file"} | ({"staticVolume": "true"} if is_static else {})
+    context = dict(kit.volume.volume_context) | theirs
+    with refused("INVALID_ARGUMENT", "volume_context[encryptionType]", "file"):
+        kit.stage(volume_context=context)
+    with refused("INVALID_ARGUMENT", "volume_context[encryptionType]", "file"):
+        kit.publish(volume_context=context)
+    assert not kit.target().exists()
+    # What is there already is taken away as ever: those calls have no context.
+    kit.publish()
+    kit.unpublish()
+    kit.unstage()
+    node.machine.assert_clean()
+    with refused("INVALID_ARGUMENT", "volume_context[encryptionType]", "file"):
+        kit.stage(volume_context=context)
+    assert list(kit.staging.iterdir()) == []

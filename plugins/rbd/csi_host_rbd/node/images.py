@@ -29,7 +29,7 @@ from csi_host_rbd.reservations import Reservation
 from csi_host_rbd.truth import truth_of
 from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
 
-__all__ = ["MARK_KEY", "EncryptionDiffers", "NodeImage", "NodeImages"]
+__all__ = ["MARK_KEY", "EncryptionDiffers", "NodeImage", "NodeImages", "check_encryption"]
 
 
 class EncryptionDiffers(FailedPrecondition):
@@ -234,6 +234,14 @@ class NodeImages:
         if reservation is None:
             raise VolumeNotFound(f"volume_id: the journal of pool {pool.name} does not know {volume_id}")
         return reservation
+
+
+def check_encryption(context: Mapping[str, str]) -> None:
+    """Raise InvalidArgument for a volume context with an encryption that this driver does not have.
+
+    What ceph-csi staged of such a volume (``encryptionType: file``) is mounted, but its root is not what is encrypted.
+    """
+    _encryption_of(context)
 
 
 def _parsed(volume_id: str) -> VolumeId:

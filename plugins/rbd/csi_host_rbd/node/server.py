@@ -15,7 +15,7 @@ from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.errors import VolumeNotFound
 from csi_host_rbd.node.devices import Devices
-from csi_host_rbd.node.images import NodeImages
+from csi_host_rbd.node.images import NodeImages, check_encryption
 from csi_host_rbd.node.rotating import KeyRotation
 from csi_host_rbd.node.staging import Staging, find_staging
 from csi_host_rbd.node.volumes import NodeVolumes
@@ -39,6 +39,7 @@ class RbdNodeServer(NodeServer):
         context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
     ) -> csi_pb2.NodeStageVolumeResponse:
         """Attach the image and mount it on the staging directory; formats it if it is proven blank."""
+        check_encryption(request.volume_context)
         access = access_of(request.volume_capability)
         check_use(access, "volume_capability")
         staging = Staging.of(request.staging_target_path, request.volume_id)
@@ -75,6 +76,7 @@ class RbdNodeServer(NodeServer):
         context: grpc.ServicerContext,  # noqa: ARG002 - the RPC's signature
     ) -> csi_pb2.NodePublishVolumeResponse:
         """Bind mount the staged volume at the target."""
+        check_encryption(request.volume_context)
         access = access_of(request.volume_capability)
         check_use(access, "volume_capability")
         if not request.staging_target_path:
