@@ -8,14 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from csi_host.access import AccessMode, VolumeAccess
-from csi_host.errors import AlreadyExists
-from csi_host.node.mounts import Mount, mount_at
 from csi_host.process import run
 from csi_host.proto import csi_pb2
 from csi_host_common_node.programs import PACKAGES, needed_for
 from csi_host_rbd.node.images import MARK_KEY
-from csi_host_rbd.node.staged import refuse_otherwise
 from csi_host_rbd.testing.node_kit import FakeProgram, ImageOf, Kit, Node, Refused, Unchanged
 from csi_host_rbd.testing.rig import block, mounted
 
@@ -283,41 +279,3 @@ def test_a_volume_without_a_type_that_holds_no_filesystem_is_left_alone_and_name
         raw.stage(volume_capability=mounted(fs_type=""))
     assert is_unchanged()
     assert MARK_KEY not in raw.metadata()
-
-
-def labelled(*super_options: str) -> Mount:
-    mount = mount_at("/")
-    assert mount is not None
-    return Mount(**{**vars(mount), "fs_type": "ext4", "options": ("rw",), "super_options": super_options})
-
-
-@pytest.mark.parametrize(
-    ("shown", "asked", "is_other"),
-    [
-        (("rw", 'context="system_u:object_r:t:s0:c1,c2"'), 'context="system_u:object_r:t:s0:c1,c2"', False),
-        (("rw", 'context="system_u:object_r:t:s0:c1,c2"'), 'context="system_u:object_r:t:s0:c3,c4"', True),
-        (("rw", "context=system_u:object_r:t:s0"), "noatime", False),
-        (("rw", "seclabel"), "context=system_u:object_r:t:s0", True),
-        # A machine without SELinux mounts without the context and shows none.
-        (("rw",), "context=system_u:object_r:t:s0", False),
-    ],
-)
-def test_a_volume_has_one_selinux_context_at_a_time(shown: tuple[str, ...], asked: str, *, is_other: bool) -> None:
-    access = VolumeAccess(
-        mode=AccessMode.SINGLE_NODE_WRITER, is_block=False, fs_type="ext4", mount_flags=("noatime", asked)
-    )
-    if not is_other:
-        refuse_otherwise(labelled(*shown), access, "volume x")
-        return
-    with pytest.raises(AlreadyExists, match=r"volume x .* context system_u:object_r:t:s0"):
-        refuse_otherwise(labelled(*shown), access, "volume x")
-
-
-def test_a_selinux_context_is_for_staging_and_no_bind_mount_repeats_it(node: Node) -> None:
-    capability = with_flags(mounted(fs_type="ext4"), "noatime", 'context="system_u:object_r:t:s0:c1,c2"')
-    kit = node.make_volume(capability)
-    kit.stage()
-    mount = mount_at(kit.publish())
-    assert mount is not None
-    assert "noatime" in mount.options
-    kit.stage()

@@ -6,11 +6,9 @@ from pathlib import Path
 from csi_host.access import VolumeAccess
 from csi_host.errors import AlreadyExists
 from csi_host.node.mounts import Mount, split_options
+from csi_host_rbd.node.selinux import other_context
 
 FILESYSTEMS = frozenset({"btrfs", "ext3", "ext4", "xfs"})
-_CONTEXT = "context="
-# A filesystem whose files have SELinux labels of their own, and not one for all of them, has this among its options.
-_OWN_LABELS = "seclabel"
 
 
 def is_block(mount: Mount) -> bool:
@@ -41,23 +39,16 @@ def refuse_otherwise(mount: Mount, access: VolumeAccess, volume: str) -> None:
     if is_block(mount) != access.is_block:
         kind = "block device" if is_block(mount) else "filesystem"
         raise AlreadyExists(f"{volume} is staged as a {kind} already")
-    if access.is_block:
-        return
-    if "ro" in mount.options and not wants_read_only(access):
+    if not access.is_block and "ro" in mount.options and not wants_read_only(access):
         raise AlreadyExists(f"{volume} is staged read-only already")
-    wanted, found = _context_in(_options(access)), _context_in(mount.super_options)
-    # Without SELinux a mount shows neither a context nor labels, whatever it was mounted with.
-    if wanted is not None and wanted != found and (found is not None or _OWN_LABELS in mount.super_options):
-        how = f"the SELinux context {found}" if found else "SELinux labels of its own"
-        raise AlreadyExists(f"{volume} is staged with {how} already, which cannot become the context {wanted}")
+    if difference := other_labels(mount, access):
+        raise AlreadyExists(f"{volume} {difference}")
+
+
+def other_labels(mount: Mount, access: VolumeAccess) -> str:
+    """Return in words how files would be labelled otherwise than is wanted now, "" where they would not."""
+    return "" if access.is_block else other_context(mount, _options(access))
 
 
 def _options(access: VolumeAccess) -> list[str]:
     return [word for flag in access.mount_flags for word in split_options(flag)]
-
-
-def _context_in(options: list[str] | tuple[str, ...]) -> str | None:
-    for option in options:
-        if option.startswith(_CONTEXT):
-            return option.removeprefix(_CONTEXT).strip('"')
-    return None

@@ -34,7 +34,7 @@ from csi_host_rbd.node.growing import make_ready
 from csi_host_rbd.node.images import NodeImage
 from csi_host_rbd.node.lost_stash import forget_device, note_device, noted_device
 from csi_host_rbd.node.mounting import mount_filesystem
-from csi_host_rbd.node.staged import FILESYSTEMS, device_of, is_block, refuse_otherwise, wants_read_only
+from csi_host_rbd.node.staged import FILESYSTEMS, device_of, is_block, other_labels, refuse_otherwise, wants_read_only
 from csi_host_rbd.node.staging import Staging
 from csi_host_rbd.node.stash import Stash, StashUnreadable, remove_stash, write_stash
 
@@ -133,6 +133,7 @@ class NodeVolumes:
         read_only = read_only or wants_read_only(access)
         if mount.is_read_only and not read_only and not access.is_block:
             raise NotStagedHere(f"volume {staging.volume_id} is staged read-only and cannot be published for writing")
+        _refuse_other_labels(mount, access, target, f"staging_target_path: volume {staging.volume_id}")
         # What is at the target already is no second one: whether it is the same is for publishing to say.
         if access.mode is AccessMode.SINGLE_NODE_SINGLE_WRITER and not is_mount_point(target):
             self._refuse_second_target(staging, target)
@@ -242,6 +243,14 @@ def _refuse_shared(mount: Mount, staging: Staging) -> None:
             f"volume {staging.volume_id} has to be staged anew, as what serves it has died; it is still mounted at "
             f"{', '.join(users)}: unpublish it there first"
         )
+
+
+def _refuse_other_labels(mount: Mount, access: VolumeAccess, target: Path, volume: str) -> None:
+    """Refuse a SELinux context that the bind mount would drop in silence, as the filesystem has another."""
+    if difference := other_labels(mount, access):
+        if is_mount_point(target):
+            raise volumes.TargetInUse(f"target_path: {volume} is published and {difference}")
+        raise NotStagedHere(f"{volume} {difference}; unstage it first")
 
 
 def _make_target(target: Path, *, is_block: bool) -> bool:
