@@ -7,6 +7,7 @@ import pytest
 from csi_host.errors import FailedPrecondition
 from csi_host.node.mounts import is_mount_point, mount_at
 from csi_host.process import ProcessError, run
+from csi_host.testing.device_nodes import another_node
 from csi_host_common_node.filesystem import Filesystems
 from csi_host_common_node.mounter import MountBusy, Mounter, MountFailed
 from csi_host_common_node.volumes import (
@@ -176,6 +177,22 @@ def test_a_block_device_is_published_from_its_staged_file_and_removed(
     assert other_targets(disk.device, target) == [str(staged)]
     unpublish(mounter, target)
     assert not target.exists()
+    mounter.unmount(staged)
+
+
+def test_a_device_is_the_same_by_whatever_name_it_was_published(disk: Any, workdir: Path, runner: Any) -> None:
+    mounter, staged, target = Mounter(runner), workdir / "staged", workdir / "target"
+    staged.touch()
+    mounter.bind(disk.device, staged)
+    with another_node(disk.device) as node:
+        publish_block(mounter, node, target)
+    first = list(runner.started)
+    publish_block(mounter, staged, target)
+    assert runner.started == first
+    with pytest.raises(TargetInUse, match="for writing"):
+        publish_block(mounter, staged, target, read_only=True)
+    assert other_targets(staged, workdir / "second") == [str(target)]
+    unpublish(mounter, target)
     mounter.unmount(staged)
 
 

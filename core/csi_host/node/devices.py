@@ -3,11 +3,19 @@
 import fcntl
 import os
 import struct
+from pathlib import Path
 
 from csi_host.node.mounts import StrPath
 
+_SYS_DEV_BLOCK = Path("/sys/dev/block")
 _BLKGETSIZE64 = 0x80081272
 _BLKROGET = 0x125E
+
+
+def device_with(number: str) -> str | None:
+    """Return the block device (``/dev/...``, by the kernel's name) with a ``major:minor``, None when there is none."""
+    block = _SYS_DEV_BLOCK / number
+    return f"/dev/{block.resolve().name}" if block.exists() else None
 
 
 def size_bytes(device: StrPath) -> int:

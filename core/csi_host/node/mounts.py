@@ -6,6 +6,7 @@ The source is /proc/self/mountinfo (proc(5)). Comparing ``st_dev`` cannot see a 
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ _MOUNTINFO = Path("/proc/self/mountinfo")
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 _DELETED = "//deleted"
 _READS_AT_MOST = 10
+# What device nodes lie on. A look at a file of any other filesystem might wait for whoever serves it.
+_WITH_NODES = frozenset({"devtmpfs", "tmpfs"})
 
 StrPath = str | os.PathLike[str]
 
@@ -100,9 +103,28 @@ def location_of(path: StrPath, mounts: Sequence[Mount] | None = None) -> Locatio
     return Location(device=mount.device, root=root)
 
 
-def mounts_of_location(location: Location, mounts: Sequence[Mount] | None = None) -> tuple[Mount, ...]:
-    """Return every mount that shows ``location``: a staged directory and all its bind mounts, for one."""
-    return tuple(mount for mount in (read_mounts() if mounts is None else mounts) if mount.location == location)
+def mounts_showing(path: StrPath, mounts: Sequence[Mount] | None = None) -> tuple[Mount, ...]:
+    """Return every mount that shows what ``path`` shows: a staged directory and all its bind mounts, for one.
+
+    Block devices are told by their numbers, as one may have nodes of several names, and one name several devices in
+    turn.
+    """
+    table = read_mounts() if mounts is None else mounts
+    shown = resolve_parent(path)
+    holding, location = _mount_holding(shown, table), location_of(shown, table)
+    number = _block_number(shown) if holding is not None and holding.fs_type in _WITH_NODES else None
+    return tuple(mount for mount in table if _shows(mount, table, location, number))
+
+
+def node_number(mount: Mount, mounts: Sequence[Mount] | None = None) -> str | None:
+    """Return ``major:minor`` of the block device whose node is bind mounted, None for all else.
+
+    Looks at the node only, never at the device, which may be gone. None also where another mount covers it.
+    """
+    if mount.fs_type not in _WITH_NODES or mount.root == "/":
+        return None
+    met = _mount_holding(mount.mount_point, read_mounts() if mounts is None else mounts)
+    return _block_number(mount.mount_point) if met is not None and met.mount_id == mount.mount_id else None
 
 
 def mounts_of_device(device: StrPath, mounts: Sequence[Mount] | None = None) -> tuple[Mount, ...]:
@@ -115,12 +137,8 @@ def mounts_of_device(device: StrPath, mounts: Sequence[Mount] | None = None) -> 
     node = os.path.realpath(device, strict=True)
     number = Path(node).stat().st_rdev
     device_number = f"{os.major(number)}:{os.minor(number)}"
-    node_location = location_of(node, table)
-    return tuple(
-        mount
-        for mount in table
-        if mount.device == device_number or mount.source == node or mount.location == node_location
-    )
+    showing = mounts_showing(node, table)
+    return tuple(mount for mount in table if mount.device == device_number or mount.source == node or mount in showing)
 
 
 def mounts_below(path: StrPath, mounts: Sequence[Mount] | None = None) -> tuple[Mount, ...]:
@@ -200,6 +218,19 @@ def _read_steady(path: Path) -> bytes:
             break
         before = now
     return before
+
+
+def _shows(mount: Mount, table: Sequence[Mount], location: Location | None, number: str | None) -> bool:
+    own = None if number is None else node_number(mount, table)
+    return mount.location == location if own is None else own == number
+
+
+def _block_number(path: str) -> str | None:
+    try:
+        found = Path(path).lstat()
+    except OSError:
+        return None
+    return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}" if stat.S_ISBLK(found.st_mode) else None
 
 
 def _mount_holding(path: str, mounts: Sequence[Mount]) -> Mount | None:

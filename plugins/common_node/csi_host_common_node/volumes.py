@@ -14,9 +14,8 @@ from csi_host.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from csi_host.node.mounts import (
     StrPath,
     is_mount_point,
-    location_of,
     mount_at,
-    mounts_of_location,
+    mounts_showing,
     read_mounts,
     resolve_parent,
     split_options,
@@ -100,11 +99,8 @@ def other_targets(source: StrPath, target: StrPath) -> list[str]:
     For SINGLE_NODE_SINGLE_WRITER, which one target may have. Mounts of other namespaces cannot be seen.
     """
     mounts = read_mounts()
-    location = location_of(source, mounts)
-    if location is None:
-        return []
     known = {resolve_parent(source), resolve_parent(target)}
-    shown = (mount for mount in mounts_of_location(location, mounts) if not is_map_of(target, mount))
+    shown = (mount for mount in mounts_showing(source, mounts) if not is_map_of(target, mount))
     return sorted({mount.mount_point for mount in shown} - known)
 
 
@@ -113,7 +109,7 @@ def _is_published(source: StrPath, target: StrPath, *, read_only: bool) -> bool:
     mount = mount_at(target, mounts)
     if mount is None:
         return False
-    if mount.location != location_of(source, mounts):
+    if mount not in mounts_showing(source, mounts):
         raise TargetInUse(
             f"target_path: {mount.source} ({mount.fs_type}, {mount.device}{mount.root}) is mounted at "
             f"{mount.mount_point}, not the volume staged at {os.fspath(source)}; unpublish it first"

@@ -1,4 +1,5 @@
 import os
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,15 @@ from csi_host.node.mounts import (
     mount_at,
     mounts_below,
     mounts_of_device,
-    mounts_of_location,
+    mounts_showing,
+    node_number,
     parse_mounts,
     read_mounts,
     resolve_parent,
     split_options,
     unescape,
 )
+from csi_host.testing.device_nodes import another_node
 
 TABLE = rb"""21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw,errors=remount-ro
 22 21 0:6 / /dev rw,nosuid master:2 shared:7 - devtmpfs devtmpfs rw,size=4k
@@ -98,8 +101,9 @@ def test_what_is_read_only_and_what_was_deleted_is_told(table: tuple[Mount, ...]
 
 
 def test_one_location_has_all_its_mounts(table: tuple[Mount, ...]) -> None:
-    staged = _at("/stage/vol one", table).location
-    assert [mount.mount_point for mount in mounts_of_location(staged, table)] == ["/stage/vol one", "/pods/a"]
+    for place in ("/stage/vol one", "/pods/a"):
+        assert [mount.mount_point for mount in mounts_showing(place, table)] == ["/stage/vol one", "/pods/a"]
+    assert [mount.mount_point for mount in mounts_showing("/dev/loop0", table)] == ["/pods/block"]
     assert location_of("/dev/loop0", table) == _at("/pods/block", table).location
     assert location_of("/pods/a/sub/file", table) == Location(device="7:0", root="/sub/file")
     assert location_of("/anything", table) == Location(device="8:1", root="/anything")
@@ -215,6 +219,48 @@ def test_all_users_of_a_block_device_are_found(
     assert {mount.mount_point for mount in mounts_of_device(workdir / "link")} == expected
     with pytest.raises(FileNotFoundError):
         mounts_of_device(workdir / "absent")
+
+
+def test_a_device_is_known_by_its_number_whatever_its_node_is_called(
+    make_volume: Callable[..., Any], workdir: Path, bind: Callable[[Path, Path], None]
+) -> None:
+    volume, other = make_volume(), make_volume()
+    (workdir / "mapped").touch()
+    (workdir / "renamed").touch()
+    with another_node(volume.device) as node:
+        bind(node, workdir / "mapped")
+        (mapped,) = mounts_showing(node)
+        assert mapped.mount_point == str(workdir / "mapped")
+        node.unlink()
+        number = Path(other.device).stat().st_rdev
+        os.mknod(node, stat.S_IFBLK | 0o600, number)
+        bind(node, workdir / "renamed")
+        # Of one name, which was removed and made anew: each is what it was when it was bound.
+        for device, place in ((volume, "mapped"), (other, "renamed")):
+            expected = {str(device.path), str(workdir / place)}
+            assert {mount.mount_point for mount in mounts_of_device(device.device)} == expected
+            assert [mount.mount_point for mount in mounts_showing(workdir / place)] == [str(workdir / place)]
+        renamed = mount_at(workdir / "renamed")
+        assert renamed is not None
+        assert node_number(renamed) == f"{os.major(number)}:{os.minor(number)}"
+
+
+def test_only_a_node_that_is_met_has_a_number(
+    make_volume: Callable[..., Any], workdir: Path, bind: Callable[[Path, Path], None]
+) -> None:
+    volume, other = make_volume(), make_volume()
+    (workdir / "node").touch()
+    bind(Path(volume.device), workdir / "node")
+    lower = mount_at(workdir / "node")
+    bind(Path(other.device), workdir / "node")
+    upper, filesystem, devices = (mount_at(place) for place in (workdir / "node", volume.path, "/dev"))
+    assert lower is not None
+    assert upper is not None
+    assert filesystem is not None
+    assert devices is not None
+    assert [node_number(mount) is None for mount in (lower, upper, filesystem, devices)] == [True, False, True, True]
+    # What is covered is still known by its place, so that nobody takes its device for unused.
+    assert lower in mounts_of_device(volume.device)
 
 
 def test_a_mount_that_a_later_mount_covers_is_not_a_mount_point(workdir: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from csi_host.access import VolumeAccess
 from csi_host.errors import AlreadyExists
-from csi_host.node.mounts import Mount, split_options
+from csi_host.node.devices import device_with
+from csi_host.node.mounts import Mount, node_number, split_options
 from csi_host_rbd.node.selinux import other_context
 
 FILESYSTEMS = frozenset({"btrfs", "ext3", "ext4", "xfs"})
@@ -17,13 +18,19 @@ def is_block(mount: Mount) -> bool:
 
 
 def device_of(mount: Mount) -> str:
-    """Return the device below a staging mount: of a block volume its node is what is mounted."""
+    """Return the device below a staging mount: of a block volume its node is what is mounted.
+
+    A path where nothing is when the device has gone.
+    """
     if is_block(mount):
-        return f"/dev/{Path(mount.root).name}"
+        # By its number: ceph-csi mounts the node that dm-crypt's mapping has below /dev/mapper. A node that was removed
+        # says nothing, as its number may be another device's by now.
+        number = None if mount.is_deleted else node_number(mount)
+        return f"/dev/{Path(mount.root).name}" if number is None else _device_with(number)
     if mount.fs_type == "btrfs":
         # The number that its mounts show is no device's.
         return os.path.realpath(mount.source)
-    return f"/dev/{Path('/sys/dev/block', mount.device).resolve().name}"
+    return _device_with(mount.device)
 
 
 def wants_read_only(access: VolumeAccess) -> bool:
@@ -48,6 +55,10 @@ def refuse_otherwise(mount: Mount, access: VolumeAccess, volume: str) -> None:
 def other_labels(mount: Mount, access: VolumeAccess) -> str:
     """Return in words how files would be labelled otherwise than is wanted now, "" where they would not."""
     return "" if access.is_block else other_context(mount, _options(access))
+
+
+def _device_with(number: str) -> str:
+    return device_with(number) or f"/dev/{number}"
 
 
 def _options(access: VolumeAccess) -> list[str]:

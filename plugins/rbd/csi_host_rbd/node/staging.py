@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from csi_host.node.mounts import Mount, mount_at, mounts_of_location, read_mounts
+from csi_host.node.mounts import Mount, mount_at, mounts_showing, read_mounts
 from csi_host_rbd.errors import VolumeNotFound
 from csi_host_rbd.node.stash import STASH_NAME, Stash, read_stash
 
@@ -50,10 +50,9 @@ class Staging:
 def find_staging(volume_id: str, volume_path: str) -> Staging | None:
     """Return where the volume that is published at ``volume_path`` is staged, None when it is not published there."""
     mounts = read_mounts()
-    published = mount_at(volume_path, mounts)
-    if published is None:
+    if mount_at(volume_path, mounts) is None:
         return None
-    for place in _directories_of(mounts_of_location(published.location, mounts), volume_id):
+    for place in _directories_of(mounts_showing(volume_path, mounts), volume_id):
         if read_stash(place) is not None:
             return Staging(directory=place, volume_id=volume_id)
     return None
