@@ -5,11 +5,12 @@ import os
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LOOP_CLR_FD = 0x4C01
 _LOOP_CTL_ADD, _LOOP_CTL_REMOVE = 0x4C80, 0x4C81
+_LEAST_NUMBER, _NUMBERS = 1000, 100_000
 
 
 @contextmanager
@@ -26,10 +27,21 @@ def another_node(device: str) -> Iterator[Path]:
         directory.rmdir()
 
 
-def add_loop_device(number: int) -> str:
-    """Make the loop device of a number, without a file; raises OSError (EEXIST) when there is one."""
+@contextmanager
+def spare_loop_device() -> Iterator[str]:
+    """Make a loop device without a file, of a number that nobody comes upon soon; gone afterwards if it still is here.
+
+    While it is free, a loop device that was removed is not made anew for whoever looks for one.
+    """
+    number = _LEAST_NUMBER + uuid.uuid4().int % _NUMBERS
     _control(_LOOP_CTL_ADD, number)
-    return f"/dev/loop{number}"
+    device = f"/dev/loop{number}"
+    try:
+        yield device
+    finally:
+        # Its test may have removed it, and another may have come upon it after all.
+        with suppress(OSError):
+            _control(_LOOP_CTL_REMOVE, number)
 
 
 def remove_loop_device(device: str) -> None:

@@ -11,11 +11,14 @@ from itertools import islice
 from pathlib import Path
 
 from csi_host.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from csi_host.node.devices import device_with
 from csi_host.node.mounts import (
+    Mount,
     StrPath,
     is_mount_point,
     mount_at,
     mounts_showing,
+    node_number,
     read_mounts,
     resolve_parent,
     split_options,
@@ -26,6 +29,8 @@ from csi_host_common_node.mounter import Mounter
 _DIRECTORY_MODE = 0o750
 _FILE_MODE = 0o600
 _NAMED_AT_MOST = 3
+# The major number of filesystems that are on no block device, or do not say on which.
+_NO_DEVICE = "0:"
 
 
 class NotStaged(FailedPrecondition):
@@ -102,6 +107,40 @@ def other_targets(source: StrPath, target: StrPath) -> list[str]:
     known = {resolve_parent(source), resolve_parent(target)}
     shown = (mount for mount in mounts_showing(source, mounts) if not is_map_of(target, mount))
     return sorted({mount.mount_point for mount in shown} - known)
+
+
+def clear_vanished(mounter: Mounter, source: StrPath, target: StrPath) -> None:
+    """Unmount the target of a device that is gone, where the volume is staged on one that is there by now.
+
+    Nobody reads or writes through such a mount again. All else stays, for publishing to judge. Raises MountBusy.
+    """
+    if shows_vanished(source, target):
+        mounter.unmount(target)
+
+
+def shows_vanished(source: StrPath, target: StrPath, mounts: Sequence[Mount] | None = None) -> bool:
+    """Whether all that is mounted at ``target`` is of devices that are gone, and ``source`` of one that is there.
+
+    btrfs does not show its device's number, so its mounts are never taken for dead.
+    """
+    table = read_mounts() if mounts is None else mounts
+    # That the source's device is seen is also what says that /sys shows the devices of this machine.
+    staged = mount_at(source, table)
+    if staged is None or not _is_there(_device_number(staged, table)):
+        return False
+    place = resolve_parent(target)
+    numbers = [_device_number(mount, table) for mount in table if mount.mount_point == place]
+    return bool(numbers) and all(number is not None and not _is_there(number) for number in numbers)
+
+
+def _is_there(number: str | None) -> bool:
+    return number is not None and device_with(number) is not None
+
+
+def _device_number(mount: Mount, mounts: Sequence[Mount]) -> str | None:
+    """Return the number of the device that a mount shows or has its files on, None when it tells of none."""
+    number = node_number(mount, mounts)
+    return mount.device if number is None and not mount.device.startswith(_NO_DEVICE) else number
 
 
 def _is_published(source: StrPath, target: StrPath, *, read_only: bool) -> bool:

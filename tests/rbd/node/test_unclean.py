@@ -9,6 +9,8 @@ import pytest
 from csi_host.node.mounts import mount_at
 from csi_host.node.stats import volume_stats
 from csi_host.process import run
+from csi_host.proto import csi_pb2
+from csi_host.testing.device_nodes import remove_loop_device, spare_loop_device
 from csi_host_rbd.node.stash import STASH_NAME
 from csi_host_rbd.testing.node_kit import Kit, Node, Refused
 from csi_host_rbd.testing.rig import block, mounted, rbd_rig
@@ -66,6 +68,23 @@ def test_a_killed_daemon_below_a_pod_says_what_to_do_and_nothing_is_forgotten(
     assert (written.staging / STASH_NAME).exists()
     written.unpublish()
     assert_alive(written)
+
+
+def test_a_pod_whose_device_vanished_gets_the_new_one_at_the_same_target(node: Node, refused: Refused) -> None:
+    kit = node.make_volume(block(csi_pb2.VolumeCapability.AccessMode.SINGLE_NODE_SINGLE_WRITER))
+    kit.stage()
+    target = kit.publish()
+    run(["dd", f"of={target}", "bs=4096", "oflag=direct", "status=none"], timeout=60, stdin="kept" * 1024)
+    with spare_loop_device():
+        node.machine.kill_daemon()
+        remove_loop_device(kit.loop())
+        # Opening the pod's node would make the kernel add an empty loop device of that number.
+        kit.stage()
+    assert kit.publish() == target
+    with target.open("rb") as device:
+        assert device.read(4096) == b"kept" * 1024
+    with refused("FAILED_PRECONDITION", str(target)):
+        kit.publish("second")
 
 
 def test_a_lost_stash_is_written_again(written: Kit) -> None:

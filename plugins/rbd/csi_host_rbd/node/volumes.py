@@ -8,6 +8,7 @@ What a failure leaves, and who mends it:
 * it dies within ``unstage``: the retry finds no mount, and detaches what the stash names; the stash goes last;
 * the stash is lost: a mount says which device it is, which is noted before ``unstage`` unmounts it;
 * what serves the device has died below the mount: ``stage`` unmounts and attaches anew, ``unstage`` takes it away;
+* its device vanished, and pods still have mounts of it: ``stage`` attaches anew, ``publish`` replaces those mounts;
 * a growth is cut off: the filesystem is smaller than its device, and grows on when it is staged or expanded next;
 * a device stops answering: what is read of it here is given up in time, a program is killed, its lock comes free;
 * a reboot left a stash and a plain directory: ``publish`` refuses, ``stage`` and ``unstage`` go on from there.
@@ -134,6 +135,7 @@ class NodeVolumes:
         if mount.is_read_only and not read_only and not access.is_block:
             raise NotStagedHere(f"volume {staging.volume_id} is staged read-only and cannot be published for writing")
         _refuse_other_labels(mount, access, target, f"staging_target_path: volume {staging.volume_id}")
+        volumes.clear_vanished(self._mounter, staging.target, target)
         # What is at the target already is no second one: whether it is the same is for publishing to say.
         if access.mode is AccessMode.SINGLE_NODE_SINGLE_WRITER and not is_mount_point(target):
             self._refuse_second_target(staging, target)
