@@ -24,10 +24,15 @@ class _Site:
 
 
 class ClusterMapping:
-    """The pairs in a file, which need not exist; it is read whenever a volume is not where its handle says."""
+    """The pairs in a file, which need not exist; it is read at each use."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    def partners(self, cluster_id: str) -> Iterator[str]:
+        """Yield the clusters that are paired with one; raises MappingFileInvalid."""
+        for site in self._read():
+            yield from _partners(site.clusters, cluster_id)
 
     def elsewhere(self, cluster_id: str, pool_id: int) -> Iterator[tuple[str, int]]:
         """Yield the other ids of a cluster and a pool of it; raises MappingFileInvalid."""

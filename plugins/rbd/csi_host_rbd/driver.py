@@ -91,7 +91,7 @@ def create_driver(
         group_controller=_group_controller(context, places, parts) if can_clone_group_snapshots() else None,
         snapshot_metadata=RbdSnapshotMetadataServer(context, blocks=ChangedBlocks(places)),
         node=RbdNodeServer(
-            context, backend=backend, encryption=parts.encryption, devices=Devices(attachers, run=context.run)
+            context, places=places, encryption=parts.encryption, devices=Devices(attachers, run=context.run)
         ),
         healer=healer,
         close=close,

@@ -78,6 +78,19 @@ class Places:
             yield place
 
     @contextmanager
+    def static(self, cluster_id: str, pool_name: str, secrets: Mapping[str, str]) -> Iterator[tuple[Cluster, Pool]]:
+        """Yield the cluster and the pool that a static volume's context names; raises ClusterNotServed, PoolNotFound.
+
+        Where the mapping has a partner of this cluster that is configured, it is that partner, as in ceph-csi.
+        """
+        with ExitStack() as stack:
+            try:
+                cluster = stack.enter_context(self._backend.open_with(self._static_cluster_id(cluster_id), secrets))
+            except ClusterNotConfigured as reason:
+                raise ClusterNotServed(f"volume_context[clusterID]: {reason}") from reason
+            yield cluster, cluster.pool(pool_name)
+
+    @contextmanager
     def volume(
         self,
         handle: str,
@@ -184,6 +197,10 @@ class Places:
             if reservation is None:
                 raise _NOT_FOUND[kind](f"{field}: the journal has no {_NOUNS[kind]} {volume_id}")
             yield place, reservation
+
+    def _static_cluster_id(self, cluster_id: str) -> str:
+        configured = self._backend.cluster_ids()
+        return next((one for one in self._mapping.partners(cluster_id) if one in configured), cluster_id)
 
     @contextmanager
     def _migrated(

@@ -54,6 +54,7 @@ def _file(name: str, text: str) -> Callable[[F], F]:
 )
 @click.option("--instanceid", default="default", show_default=True, help="The instance id of the controllers.")
 @_file("cephcsiconfig", "The JSON file that lists the Ceph clusters.")
+@_file("clustermapping", "The JSON file that pairs the clusters and pools of two sites.")
 @_file("kmsconfig", "The JSON file with the key management systems.")
 @_file("cephconf", "A ceph.conf that librados reads when it exists.")
 @_file("qemudirectory", "Where the qemu mounter of this node's csi-host keeps its files.")

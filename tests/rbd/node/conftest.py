@@ -101,11 +101,16 @@ def fake_program(directory: Path, monkeypatch: pytest.MonkeyPatch) -> FakeProgra
     return make
 
 
+def other_site(directory: Path) -> dict[str, Path]:
+    # Not there, unless the test writes it.
+    return {"clustermapping": directory / "mapping.json"}
+
+
 @contextmanager
 def node_in(ceph: DevCluster, directory: Path) -> Iterator[Node]:
     # A pool of its own would cost each test seconds; no test here lists a pool.
     pool = PoolView(cluster=ceph, name=ceph.pool)
-    with rbd_rig(pool, directory, volume_stats=volume_stats) as rig:
+    with rbd_rig(pool, directory, options=other_site(directory), volume_stats=volume_stats) as rig:
         one = Node(rig=rig, directory=directory)
         yield one
         one.clear()
@@ -167,7 +172,8 @@ def encrypting_node(ceph: DevCluster, directory: Path, vault: VaultServer) -> It
     }
     (directory / "kms.json").write_text(json.dumps(sections))
     pool = PoolView(cluster=ceph, name=ceph.pool)
-    with rbd_rig(pool, directory, volume_stats=volume_stats, run=fast_luks(run)) as rig:
+    options = other_site(directory)
+    with rbd_rig(pool, directory, options=options, volume_stats=volume_stats, run=fast_luks(run)) as rig:
         rig.secrets.update({"encryptionPassphrase": "the secret of the class", "vaultToken": vault.root_token})
         one = Node(rig=rig, directory=directory)
         yield one

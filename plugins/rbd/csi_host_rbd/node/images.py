@@ -1,7 +1,7 @@
 """The image behind a volume that a node is asked to stage."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,24 +10,21 @@ from csi_host.kms import Passphrase
 from csi_host_common_node.filesystem import BlankProof, Filesystems
 from csi_host_rbd.attach.attacher import AttachRequest, ImageSpec
 from csi_host_rbd.attach.nbd_logs import log_file
-from csi_host_rbd.backend import Backend, Cluster
+from csi_host_rbd.backend import Cluster
 from csi_host_rbd.ceph.cluster import Pool
-from csi_host_rbd.ceph.failures import PoolNotFound
 from csi_host_rbd.ceph.image import Image, open_image
-from csi_host_rbd.clusters import ClusterNotConfigured
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.encryption.first_use import prove_unused
 from csi_host_rbd.encryption.keys import Keys
 from csi_host_rbd.encryption.luks_header import LuksHeader, read_header
 from csi_host_rbd.encryption.parameters import BLOCK, DEFAULT_KMS_ID, EncryptionParameters
 from csi_host_rbd.encryption.service import Encryption, differs
-from csi_host_rbd.errors import ClusterNotServed, VolumeNotFound
 from csi_host_rbd.map_wishes import CONTEXT, MapWishes
 from csi_host_rbd.node.marks import MARK_KEY
 from csi_host_rbd.node.stash import Stash
+from csi_host_rbd.places import Places
 from csi_host_rbd.reservations import Reservation
 from csi_host_rbd.truth import truth_of
-from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
 
 __all__ = ["MARK_KEY", "EncryptionDiffers", "NodeImage", "NodeImages", "check_encryption"]
 
@@ -178,11 +175,25 @@ class NodeImage:
         return self.keys
 
 
-class NodeImages:
-    """Finds the image of a volume: through the journal, or by name where an administrator made the volume."""
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """Where a volume's image is; ``is_known`` is one that the journal has."""
 
-    def __init__(self, backend: Backend, encryption: Encryption) -> None:
-        self._backend = backend
+    cluster: Cluster
+    pool: Pool
+    name: str
+    keys: Keys | None
+    is_known: bool
+
+
+class NodeImages:
+    """Finds the image of a volume: through the journal, or by name where an administrator made the volume.
+
+    A volume whose site was lost is found where the cluster mapping says; it keeps the handle that the CO knows.
+    """
+
+    def __init__(self, places: Places, encryption: Encryption) -> None:
+        self._places = places
         self._encryption = encryption
 
     @contextmanager
@@ -192,48 +203,54 @@ class NodeImages:
         """Yield the image, its cluster's connection being held for as long; ``secrets`` are what a KMS may need.
 
         ``context`` is None where the journal is all there is to go by: the image is known then, not how to attach it.
-        Raises VolumeNotFound, ClusterNotServed, InvalidArgument naming what the context lacks, EncryptionDiffers, and
-        what the cluster fails with.
+        Raises VolumeNotFound, ClusterNotServed, InvalidArgument naming what the context lacks, EncryptionDiffers,
+        MappingFileInvalid, and what the cluster fails with.
         """
-        is_known, context = context is not None, context or {}
-        is_static = _is_true(context, "staticVolume")
-        cluster_id = _required(context, "clusterID") if is_static else _parsed(volume_id).cluster_id
-        with ExitStack() as connections:
-            try:
-                cluster = connections.enter_context(self._backend.open(cluster_id, credentials))
-            except ClusterNotConfigured as reason:
-                raise ClusterNotServed(f"volume_id: {reason}") from reason
-            if is_static:
-                pool, name = _static_place(cluster, volume_id, context)
-                keys = self._encryption.keys_of_class(_encryption_of(context), secrets, owner="")
-            else:
-                reservation = self._reservation(cluster, _parsed(volume_id))
-                pool, name = reservation.pool, reservation.image_name
-                if is_known:
-                    _check_context(context, reservation)
-                keys = self._encryption.keys_of(reservation, volume_id, secrets)
+        is_static = context is not None and _is_true(context, "staticVolume")
+        finding = (
+            self._static(volume_id, context or {}, secrets)
+            if is_static
+            else self._journaled(volume_id, secrets, context)
+        )
+        with finding as found:
+            context = context or {}
             yield NodeImage(
-                cluster=cluster,
-                pool=pool,
-                name=name,
+                cluster=found.cluster,
+                pool=found.pool,
+                name=found.name,
                 credentials=credentials,
-                keys=keys,
-                is_static=is_static,
+                keys=found.keys,
+                is_static=not found.is_known,
                 mounter=context.get("mounter", ""),
                 mkfs_options=context.get("mkfsOptions", ""),
                 handle=volume_id,
                 wishes=MapWishes.of(context),
             )
 
-    def _reservation(self, cluster: Cluster, volume_id: VolumeId) -> Reservation:
-        try:
-            pool = cluster.pool_with_id(volume_id.pool_id)
-        except PoolNotFound as reason:
-            raise VolumeNotFound(f"volume_id: {volume_id}: {reason}") from reason
-        reservation = self._backend.journal(cluster, pool).read(volume_id.uuid)
-        if reservation is None:
-            raise VolumeNotFound(f"volume_id: the journal of pool {pool.name} does not know {volume_id}")
-        return reservation
+    @contextmanager
+    def _static(self, volume_id: str, context: Mapping[str, str], secrets: Mapping[str, str]) -> Iterator[_Found]:
+        # The handle is the image's name, but for volumes that were migrated from Kubernetes' own driver.
+        name = _required(context, "imageName") if _is_true(context, "migration") else volume_id
+        cluster_id, pool_name = _required(context, "clusterID"), _required(context, "pool")
+        with self._places.static(cluster_id, pool_name, secrets) as (cluster, pool):
+            keys = self._encryption.keys_of_class(_encryption_of(context), secrets, owner="")
+            yield _Found(cluster=cluster, pool=pool, name=name, keys=keys, is_known=False)
+
+    @contextmanager
+    def _journaled(
+        self, volume_id: str, secrets: Mapping[str, str], context: Mapping[str, str] | None
+    ) -> Iterator[_Found]:
+        with self._places.volume(volume_id, secrets) as (place, reservation):
+            if context is not None:
+                _check_context(context, reservation)
+            yield _Found(
+                cluster=place.cluster,
+                pool=reservation.pool,
+                name=reservation.image_name,
+                keys=self._encryption.keys_of(reservation, volume_id, secrets),
+                # One that Kubernetes' own driver made has a handle that leads to it, and no entry.
+                is_known=bool(reservation.uuid),
+            )
 
 
 def check_encryption(context: Mapping[str, str]) -> None:
@@ -242,19 +259,6 @@ def check_encryption(context: Mapping[str, str]) -> None:
     What ceph-csi staged of such a volume (``encryptionType: file``) is mounted, but its root is not what is encrypted.
     """
     _encryption_of(context)
-
-
-def _parsed(volume_id: str) -> VolumeId:
-    try:
-        return VolumeId.parse(volume_id)
-    except InvalidVolumeId as reason:
-        raise VolumeNotFound(f"volume_id: no volume of this driver has the handle {volume_id!r}: {reason}") from reason
-
-
-def _static_place(cluster: Cluster, volume_id: str, context: Mapping[str, str]) -> tuple[Pool, str]:
-    # The handle is the image's name, but for volumes that were migrated from Kubernetes' own driver.
-    name = _required(context, "imageName") if _is_true(context, "migration") else volume_id
-    return cluster.pool(_required(context, "pool")), name
 
 
 def _encryption_of(context: Mapping[str, str]) -> EncryptionParameters | None:

@@ -10,7 +10,6 @@ from csi_host.errors import FailedPrecondition, InvalidArgument
 from csi_host.proto import csi_pb2
 from csi_host.services.messages import access_of, capacity_range_of
 from csi_host.services.node import NodeServer
-from csi_host_rbd.backend import Backend
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.encryption.service import Encryption
 from csi_host_rbd.errors import VolumeNotFound
@@ -19,6 +18,7 @@ from csi_host_rbd.node.images import NodeImages, check_encryption
 from csi_host_rbd.node.rotating import KeyRotation
 from csi_host_rbd.node.staging import Staging, find_staging
 from csi_host_rbd.node.volumes import NodeVolumes
+from csi_host_rbd.places import Places
 from csi_host_rbd.uses import check_use
 
 
@@ -27,9 +27,9 @@ class RbdNodeServer(NodeServer):
 
     features: ClassVar[frozenset[str]] = frozenset({"SINGLE_NODE_MULTI_WRITER"})
 
-    def __init__(self, context: HostContext, *, backend: Backend, encryption: Encryption, devices: Devices) -> None:
+    def __init__(self, context: HostContext, *, places: Places, encryption: Encryption, devices: Devices) -> None:
         super().__init__(context)
-        self._images = NodeImages(backend, encryption)
+        self._images = NodeImages(places, encryption)
         self._volumes = NodeVolumes(run=context.run, devices=devices)
         self.key_rotation = KeyRotation(images=self._images, devices=devices, volume_locks=context.volume_locks)
 
