@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 from csi_host_rbd.ceph.bindings import rbd
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.failures import BackendUnavailable, ImageNotFound, ImageReadOnly, translated
+from csi_host_rbd.ceph.metadata import remove_key, set_key
 
 T = TypeVar("T")
 
@@ -166,14 +167,12 @@ class Image:
             raise BackendUnavailable(f"reading the metadata of image {self.spec}: Ceph did not answer") from error
 
     def set_metadata(self, name: str, value: str) -> None:
-        """Write one key of the metadata. 3 operations."""
-        self._change(f"writing metadata {name} of image", lambda: self._handle.metadata_set(name, value))
+        """Write one key of the metadata, whoever has the image's exclusive lock; see metadata. 1 operation."""
+        self._change(f"writing metadata {name} of image", lambda: set_key(self._pool, self._handle, name, value))
 
     def remove_metadata(self, name: str) -> None:
-        """Remove one key of the metadata; fine when there is none."""
-        # The binding says that there is none with the builtin KeyError.
-        with suppress(KeyError):
-            self._change(f"removing metadata {name} of image", lambda: self._handle.metadata_remove(name))
+        """Remove one key of the metadata; fine when there is none. 1 operation."""
+        self._change(f"removing metadata {name} of image", lambda: remove_key(self._pool, self._handle, name))
 
     def create_snapshot(self, name: str) -> None:
         """Take a snapshot; raises ImageExists. 8 operations and one round of the monitors, which may take a second."""
@@ -227,12 +226,12 @@ class Image:
             return self._calls.call(step, function, timeout=self._pool.call_seconds)
 
     def _change(self, action: str, function: Callable[[], None]) -> None:
+        if self._read_only:
+            raise ImageReadOnly(f"{action} {self.spec}: it was opened for reading only")
         try:
             with self._pool.writes.step(f"{action} {self.spec}"):
                 self._do(action, function)
         except ImageReadOnly as error:
-            if self._read_only:
-                raise
             # librbd says so too when it got no answer, or no exclusive lock: then it may work later.
             raise BackendUnavailable(
                 f"{action} {self.spec}: it could not be locked for writing (Ceph does not answer, another "

@@ -54,8 +54,13 @@ def set_keys(pool: Pool, name: str, values: Mapping[str, str]) -> None:
 def update_keys(pool: Pool, name: str, values: Mapping[str, str]) -> None:
     """Write keys of an object that exists; raises ObjectNotFound."""
     with _writing(pool, name, "writing object") as operation:
-        _compare(operation, _NO_KEY, "")
+        expect_object(operation)
         _set(pool, operation, values)
+
+
+def expect_object(operation: Any) -> None:
+    """Make a write operation of librados fail as on a missing object when there is none, instead of making it."""
+    _compare(operation, _NO_KEY, "")
 
 
 def claim_key(pool: Pool, name: str, key: str, value: str) -> None:

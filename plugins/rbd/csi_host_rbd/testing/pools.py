@@ -149,11 +149,16 @@ class PoolView:
         """Wait until the manager has removed what was put into the trash."""
         self.wait_until(lambda: not self.trash(), "the trash is empty")
 
-    def enable_mirroring(self, image: str) -> None:
-        """Have an image mirrored, by its journal; no daemon copies it anywhere."""
+    def enable_mirroring(self, image: str, *, mode: str = "journal") -> None:
+        """Have an image mirrored, by its journal or by snapshots (``snapshot``); no daemon copies it anywhere.
+
+        The latter needs the default namespace.
+        """
         self._rbd("mirror", "pool", "enable", "image")
-        self._rbd("feature", "enable", image, "exclusive-lock", "journaling")
-        self._rbd("mirror", "image", "enable", image, "journal")
+        if mode == "journal":
+            features = {"exclusive-lock", "journaling"} - set(self.image(image)["features"])
+            self._rbd("feature", "enable", image, *sorted(features))
+        self._rbd("mirror", "image", "enable", image, mode)
 
     def write(self, image: str, content: bytes, *, offset: int = 0) -> None:
         """Write to an image."""
