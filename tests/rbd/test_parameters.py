@@ -52,6 +52,8 @@ def test_a_class_needs_a_cluster_and_a_pool_and_has_defaults_for_the_rest() -> N
         ({"tryOtherMounters": "yes"}, "tryOtherMounters"),
         ({"mapOptions": "nbd:keyfile=/etc/shadow"}, "mapOptions"),
         ({"unmapOptions": "nbd:exclusive"}, "unmapOptions"),
+        ({"mkfsOptions": "-L 'open"}, "mkfsOptions"),
+        ({"mkfsOptions": "-J device=/dev/vda"}, "mkfsOptions"),
         ({"cephLogDir": "logs"}, "cephLogDir"),
         ({"cephLogDir": ""}, "cephLogDir"),
         ({"cephLogDir": "/var/../etc"}, "cephLogDir"),

@@ -209,14 +209,19 @@ def _content(device: str, exit_code: int, output: str) -> Content:
     )
 
 
+def parse_mkfs_options(options: str, *, name: str = "mkfsOptions") -> list[str]:
+    """Return mkfs options, given in shell words, one by one; raises InvalidArgument, which calls them ``name``."""
+    try:
+        words = shlex.split(options)
+    except ValueError as error:
+        raise InvalidArgument(f"{name}: {error}") from error
+    # A path would be another device to format, a journal outside, a directory to copy from.
+    if paths := [word for word in words if "/" in word]:
+        raise InvalidArgument(f"{name}: expected options without a path, got {paths[0]}")
+    return words
+
+
 def _mkfs_words(fs_type: str, options: str) -> list[str]:
     if fs_type not in _MKFS_OPTIONS:
         raise InvalidArgument(f"fs_type: expected one of {', '.join(sorted(_MKFS_OPTIONS))}, got {fs_type}")
-    try:
-        words = shlex.split(options) or list(_MKFS_OPTIONS[fs_type])
-    except ValueError as error:
-        raise InvalidArgument(f"mkfsOptions: {error}") from error
-    # A path would be another device to format, a journal outside, a directory to copy from.
-    if paths := [word for word in words if "/" in word]:
-        raise InvalidArgument(f"mkfsOptions: expected options without a path, got {paths[0]}")
-    return words
+    return parse_mkfs_options(options) or list(_MKFS_OPTIONS[fs_type])

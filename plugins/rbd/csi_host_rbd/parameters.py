@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import ClassVar
 
 from csi_host.errors import InvalidArgument
+from csi_host_common_node.filesystem import parse_mkfs_options
 from csi_host_rbd.attach.nbd_logs import STRATEGIES, is_directory_name
 from csi_host_rbd.encryption.parameters import EncryptionParameters, parse_encryption
 from csi_host_rbd.features import parse_features
@@ -103,6 +104,7 @@ def parse_parameters(parameters: Mapping[str, str]) -> VolumeParameters:
         raise InvalidArgument(f"parameters[mounter]: expected one of {', '.join(MOUNTERS)}, got {mounter!r}")
     # Nobody can change them later, so a volume that no node could stage is not made.
     MapWishes.of(parameters, where="parameters")
+    parse_mkfs_options(parameters.get("mkfsOptions", ""), name="parameters[mkfsOptions]")
     _check_log(parameters)
     features = parameters.get("imageFeatures")
     return VolumeParameters(

@@ -16,7 +16,7 @@ from csi_host.proto import csi_pb2
 from csi_host_common_node.resize import effective_capabilities
 from csi_host_rbd.node.images import MARK_KEY
 from csi_host_rbd.node.stash import STASH_NAME
-from csi_host_rbd.testing.node_kit import Kit, Node
+from csi_host_rbd.testing.node_kit import Kit, Node, Refused
 from csi_host_rbd.testing.rig import block, mounted
 
 pytestmark = [pytest.mark.ceph, pytest.mark.root]
@@ -212,6 +212,19 @@ def test_mkfs_options_of_the_class_replace_the_defaults(node: Node) -> None:
     kit.stage()
     label = run(["blkid", "--probe", "--match-tag", "LABEL", "--output", "value", kit.loop()], timeout=20).stdout
     assert label.strip() == "chosen"
+
+
+def test_mkfs_options_that_cannot_be_leave_no_mark_and_matter_only_where_something_is_formatted(
+    node: Node, refused: Refused
+) -> None:
+    kit = node.make_volume(mounted(fs_type="ext4"))
+    wrong = {**kit.volume.volume_context, "mkfsOptions": "-J device=/dev/null"}
+    with refused("INVALID_ARGUMENT", "volume_context[mkfsOptions]", "/dev/null"):
+        kit.stage(volume_context=wrong)
+    assert MARK_KEY not in kit.metadata()
+    kit.stage()
+    kit.unstage()
+    kit.stage(volume_context=wrong)
 
 
 def test_mount_flags_are_used_whole(node: Node) -> None:

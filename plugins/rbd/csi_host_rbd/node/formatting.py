@@ -20,7 +20,7 @@ from typing import Protocol
 
 from csi_host.errors import FailedPrecondition
 from csi_host.node.mounts import mounts_of_device
-from csi_host_common_node.filesystem import DEFAULT_FS_TYPE, BlankProof, Filesystems, Has
+from csi_host_common_node.filesystem import DEFAULT_FS_TYPE, BlankProof, Filesystems, Has, parse_mkfs_options
 from csi_host_common_node.unfinished import erase_unfinished_xfs
 from csi_host_rbd.node.staged import FILESYSTEMS
 
@@ -75,7 +75,7 @@ def ensure_filesystem(
 
     ``fs_type`` "" takes any of FILESYSTEMS that is there, and ext4 where there is none. ``never_because`` is the
     reason why this volume is never written to by the driver, "" for one that may be. Raises NotFormatted,
-    OtherFilesystem, and what the proof fails with.
+    OtherFilesystem, InvalidArgument for ``mkfs_options`` where they are needed, and what the proof fails with.
     """
     content = filesystems.content_of(device)
     if isinstance(content, Has) and not never_because and _erase_unfinished(device, image, content):
@@ -87,6 +87,8 @@ def ensure_filesystem(
         return content.kind
     if never_because:
         raise NotFormatted(f"the volume has no filesystem and {never_because}")
+    # A mark of an mkfs that could never begin would make the next call ask for no proof.
+    parse_mkfs_options(mkfs_options, name="volume_context[mkfsOptions]")
     proof = _permission(filesystems, device, image)
     wanted = fs_type or DEFAULT_FS_TYPE
     image.write_mark(f"{_FORMATTING} {wanted}")
