@@ -66,6 +66,14 @@ def test_a_wrong_parameter_is_refused_by_name(change: dict[str, str], named: str
         parse_parameters({**_CLASS, **change})
 
 
+def test_an_encrypted_journal_is_for_clients_that_leave_luks_to_the_kernel() -> None:
+    encrypted = {**_CLASS, "imageFeatures": "exclusive-lock,journaling", "encrypted": "true"}
+    with pytest.raises(InvalidArgument, match=r"parameters\[imageFeatures\].*encrypted"):
+        parse_parameters({**encrypted, "mounter": "qemu"})
+    for takes_it in ({"mounter": "rbd-nbd"}, {"mounter": "qemu", "tryOtherMounters": "true"}):
+        assert parse_parameters({**encrypted, **takes_it}).encryption is not None
+
+
 @pytest.mark.parametrize("missing", ["clusterID", "pool"])
 def test_a_missing_parameter_is_required(missing: str) -> None:
     with pytest.raises(InvalidArgument, match=rf"parameters\[{missing}\]: required"):

@@ -10,7 +10,7 @@ from csi_host.errors import InvalidArgument
 from csi_host_common_node.filesystem import parse_mkfs_options
 from csi_host_rbd.attach.nbd_logs import STRATEGIES, is_directory_name
 from csi_host_rbd.encryption.parameters import EncryptionParameters, parse_encryption
-from csi_host_rbd.features import parse_features
+from csi_host_rbd.features import Feature, parse_features
 from csi_host_rbd.map_wishes import MapWishes
 from csi_host_rbd.options import MOUNTERS
 from csi_host_rbd.topology import TopologyPool, parse_pools
@@ -103,17 +103,19 @@ def parse_parameters(parameters: Mapping[str, str]) -> VolumeParameters:
     if mounter and mounter not in MOUNTERS:
         raise InvalidArgument(f"parameters[mounter]: expected one of {', '.join(MOUNTERS)}, got {mounter!r}")
     # Nobody can change them later, so a volume that no node could stage is not made.
-    MapWishes.of(parameters, where="parameters")
+    wishes = MapWishes.of(parameters, where="parameters")
     parse_mkfs_options(parameters.get("mkfsOptions", ""), name="parameters[mkfsOptions]")
     _check_log(parameters)
-    features = parameters.get("imageFeatures")
+    features, encryption = _features(parameters, mounter), _encryption(parameters)
+    if encryption and not wishes.try_other_mounters:
+        _check_luks(features, mounter)
     return VolumeParameters(
         cluster_id=cluster_id,
         pool=pool,
         topology_pools=pools,
         data_pool=parameters.get("dataPool", ""),
         name_prefix=parse_name_prefix(parameters, "volumeNamePrefix", DEFAULT_NAME_PREFIX),
-        features=None if features is None else parse_features(features, mounter),
+        features=features,
         striping=_parse_striping(parameters),
         owner=parameters.get(OWNER_PARAMETER, ""),
         metadata={name: parameters[name] for name in METADATA_PARAMETERS if name in parameters},
@@ -122,7 +124,7 @@ def parse_parameters(parameters: Mapping[str, str]) -> VolumeParameters:
             for name, value in parameters.items()
             if name not in _KEPT_BACK and not name.startswith(RESERVED_PREFIX)
         },
-        encryption=_encryption(parameters),
+        encryption=encryption,
     )
 
 
@@ -144,6 +146,19 @@ def parse_name_prefix(parameters: Mapping[str, str], name: str, default: str) ->
     if "/" in prefix or "@" in prefix:
         raise InvalidArgument(f"parameters[{name}]: an image name cannot have '/' or '@', got {prefix!r}")
     return prefix
+
+
+def _features(parameters: Mapping[str, str], mounter: str) -> int | None:
+    text = parameters.get("imageFeatures")
+    return None if text is None else parse_features(text, mounter)
+
+
+def _check_luks(features: int | None, mounter: str) -> None:
+    """Refuse what librbd does not open, which does it for the mounter qemu."""
+    if mounter == "qemu" and (features or 0) & Feature.JOURNALING:
+        raise InvalidArgument(
+            "parameters[imageFeatures]: expected no journaling: the mounter qemu cannot open an encrypted image with it"
+        )
 
 
 def _encryption(parameters: Mapping[str, str]) -> EncryptionParameters | None:

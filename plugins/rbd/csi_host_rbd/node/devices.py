@@ -132,7 +132,10 @@ class Devices:
     def _chosen(self, image: NodeImage) -> Attacher:
         with image.opened() as opened:
             features = opened.features
-        return self._attachers.choose(image.mounter, features, try_others=image.wishes.try_other_mounters)
+        attacher = self._attachers.choose(image.mounter, features, try_others=image.wishes.try_other_mounters)
+        if image.is_encrypted:
+            self._encrypted.check_features(attacher, features)
+        return attacher
 
     def _make_ready(self, attacher: Attacher, stash: Stash, image: NodeImage, *, is_shared: bool) -> None:
         """Return when the image has no device here, and nobody else uses it who should not."""

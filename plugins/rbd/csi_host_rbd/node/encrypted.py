@@ -22,12 +22,20 @@ from csi_host.errors import FailedPrecondition
 from csi_host.kms import Passphrase
 from csi_host.process import Runner
 from csi_host_common_node.filesystem import Filesystems
-from csi_host_rbd.attach.attacher import Attacher, Attachment, AttachmentLost, AttachRequest, OpensLuks
+from csi_host_rbd.attach.attacher import (
+    Attacher,
+    Attachment,
+    AttachmentLost,
+    AttachRequest,
+    FeaturesNotSupported,
+    OpensLuks,
+)
 from csi_host_rbd.attach.storage_daemon import ImageNotOpened
 from csi_host_rbd.encryption.first_use import NotEncryptedYet, ensure_header, needs_header, note_header
 from csi_host_rbd.encryption.luks import Luks, refused
 from csi_host_rbd.encryption.mappings import Mapping, Mappings
 from csi_host_rbd.errors import VolumeInUse
+from csi_host_rbd.features import Feature
 from csi_host_rbd.node.images import NodeImage
 from csi_host_rbd.node.stash import Stash
 
@@ -52,6 +60,14 @@ class EncryptedDevices:
             self._luks.check()
         else:
             self._mappings.check(volume_id)
+
+    def check_features(self, attacher: Attacher, features: int) -> None:
+        """Raise FeaturesNotSupported for an image that this attacher could attach, and not open."""
+        if isinstance(attacher, OpensLuks) and features & Feature.JOURNALING:
+            raise FeaturesNotSupported(
+                f"librbd opens no LUKS on an image with journaling, so the mounter {attacher.name} cannot: disable "
+                "that (rbd feature disable; an image can be mirrored by snapshots), or set mounter: rbd-nbd"
+            )
 
     def find(self, attacher: Attacher, stash: Stash) -> Attachment | None:
         """Return the device that shows what is encrypted, None when there is none."""
