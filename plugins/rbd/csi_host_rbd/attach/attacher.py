@@ -120,8 +120,8 @@ class Attacher(Protocol):
     def grow(self, spec: ImageSpec, *, at_least: int = 0) -> int:
         """Make the device show the size that the image has now, and return that size in bytes.
 
-        ``at_least`` is what the caller takes the image to have: a device that follows it by itself is waited for.
-        Raises AttachmentLost when the image has no living device here.
+        ``at_least`` is what the caller takes the image to have: a device that follows it by itself is waited for, and
+        none is made so long because of it. Raises AttachmentLost when the image has no living device here.
         """
         ...
 

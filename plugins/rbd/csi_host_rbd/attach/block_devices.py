@@ -12,7 +12,7 @@ from csi_host_common_node.holders import users_of
 from csi_host_rbd.attach.attacher import DeviceInUse
 
 _SYS_BLOCK = Path("/sys/block")
-_PAUSE_SECONDS = 0.2
+PAUSE_SECONDS = 0.2
 
 
 def attribute(device: str, name: str) -> str | None:
@@ -21,6 +21,16 @@ def attribute(device: str, name: str) -> str | None:
         return (_SYS_BLOCK / Path(device).name / name).read_text().rstrip("\n")
     except OSError:
         return None
+
+
+def comes_true(is_so: Callable[[], bool], *, patience: float, pause: Callable[[float], None]) -> bool:
+    """Whether it is so within ``patience`` seconds."""
+    until = time.monotonic() + patience
+    while not is_so():
+        if time.monotonic() >= until:
+            return False
+        pause(PAUSE_SECONDS)
+    return True
 
 
 def refuse_mounted(device: str) -> None:
@@ -68,7 +78,7 @@ def release(
                 raise DeviceInUse(f"{device} cannot be unmapped, it is in use: {who}") from error
         else:
             return
-        pause(_PAUSE_SECONDS)
+        pause(PAUSE_SECONDS)
 
 
 def _mount_points_anywhere(device: str) -> Iterator[str]:

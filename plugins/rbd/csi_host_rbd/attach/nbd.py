@@ -22,22 +22,18 @@ What a failure leaves, and who mends it:
   a filesystem mounted, or a pod that has the block device open, this does not happen.
 """
 
-import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-from csi_host.errors import CsiError, Unavailable
-from csi_host.process import ProcessError, ProcessTimeout, Runner
-from csi_host.request import seconds_for
+from csi_host.errors import CsiError, FailedPrecondition, Unavailable
+from csi_host.process import Runner
 from csi_host_common_node.programs import require
 from csi_host_rbd.attach import nbd_netlink
-from csi_host_rbd.attach.attacher import Attachment, AttachmentLost, AttachRequest, DeviceInUse, ImageSpec
-from csi_host_rbd.attach.block_devices import holders_of, refuse_mounted
+from csi_host_rbd.attach.attacher import Attachment, AttachmentLost, AttachRequest, ImageSpec
+from csi_host_rbd.attach.block_devices import comes_true, refuse_mounted
 from csi_host_rbd.attach.cleanup import undo
 from csi_host_rbd.attach.client import RbdClient
 from csi_host_rbd.attach.kept_requests import KeptRequests
@@ -45,15 +41,11 @@ from csi_host_rbd.attach.kernel_modules import KernelModule
 from csi_host_rbd.attach.map_options import has_option
 from csi_host_rbd.attach.nbd_devices import PROGRAM, NbdDevice, connected_devices
 from csi_host_rbd.attach.nbd_logs import can_be_written
+from csi_host_rbd.attach.nbd_sockets import SOCKETS, AdminSockets
+from csi_host_rbd.attach.nbd_unmapping import unmap
 
-log = logging.getLogger(__name__)
-
-_UNMAP_SECONDS = 30.0
-_FLUSH_SECONDS = 60.0
-_PAUSE_SECONDS = 0.2
 # No pid file under a name that all daemons of one user share, and no I/O error while OSDs are away.
 _DAEMON_SETTINGS = ("--pid-file=", "--rados-osd-op-timeout=0")
-_SOCKETS = Path("/run/csi-host/rbd-nbd")
 _DEFAULT_OPTIONS = {
     "try-netlink": "--try-netlink",
     "reattach-timeout": "--reattach-timeout=300",
@@ -61,8 +53,15 @@ _DEFAULT_OPTIONS = {
 }
 
 
+class SizeNotKnown(FailedPrecondition):
+    """A device is shorter than it is wanted, and the cluster cannot be asked whether its image is as large as that."""
+
+
 class NbdAttacher:
-    """Maps images with rbd-nbd. ``patience`` is how long a busy or slow device is waited for, in seconds."""
+    """Maps images with rbd-nbd. ``patience`` is how long a busy or slow device is waited for, in seconds.
+
+    ``set_size`` tells the kernel the size of a device, see nbd_netlink.
+    """
 
     name: ClassVar[str] = "rbd-nbd"
 
@@ -76,7 +75,8 @@ class NbdAttacher:
         pause: Callable[[float], None] = time.sleep,
         sysfs: Path = Path("/sys"),
         proc: Path = Path("/proc"),
-        sockets: Path = _SOCKETS,
+        sockets: Path = SOCKETS,
+        set_size: Callable[[int, int, str], None] = nbd_netlink.set_size,
     ) -> None:
         self._run = run
         self._client = client
@@ -85,7 +85,8 @@ class NbdAttacher:
         self._pause = pause
         self._sysfs = sysfs
         self._proc = proc
-        self._sockets = sockets
+        self._sockets = AdminSockets(sockets)
+        self._set_size = set_size
         self._module = KernelModule("nbd", sysfs / "module/nbd", run=run)
 
     def check(self) -> None:
@@ -155,7 +156,7 @@ class NbdAttacher:
             if device.daemon is None:
                 device = self._revived(device, spec)
             self._unmap(device, options)
-        self._forget_socket(spec.volume_id or str(spec))
+        self._sockets.forget(_name(spec))
         self._kept.forget(spec)
 
     def detach_device(self, device: str) -> bool:
@@ -163,7 +164,7 @@ class NbdAttacher:
         found = [each for each in self._devices() if each.device == device]
         for each in found:
             self._unmap(each, "")
-            self._forget_socket(each.cookie)
+            self._sockets.forget(each.cookie)
         return bool(found)
 
     def grow(self, spec: ImageSpec, *, at_least: int = 0) -> int:
@@ -172,13 +173,17 @@ class NbdAttacher:
         if device is None or device.daemon is None:
             raise AttachmentLost(f"image {spec} is not attached here by a living {PROGRAM}; stage the volume again")
         request = self._kept.find(spec)
-        size = self._image_bytes(request) if request else at_least
+        if request is None:
+            return self._followed(spec, at_least)
+        size = self._image_bytes(request)
         if device.size < size and device.cookie:
             try:
-                nbd_netlink.set_size(device.index, size, device.cookie)
+                self._set_size(device.index, size, device.cookie)
             except OSError as error:
                 raise Unavailable(f"{device.device} cannot be made {size} bytes long: {error.strerror}") from error
-        return self._shown(spec, size)
+        if not self._comes_true(lambda: self._shown_bytes(spec) >= size):
+            raise Unavailable(f"image {spec} has {size} bytes, and its device does not show them; ask again")
+        return size
 
     def _find(self, spec: ImageSpec) -> NbdDevice | None:
         return next((device for device in self._devices() if device.shows(spec)), None)
@@ -195,26 +200,12 @@ class NbdAttacher:
         if request.read_only:
             words.append("--read-only")
         log_file = request.log_file if request.log_file and can_be_written(request.log_file) else ""
-        settings = [f"--log-file={log_file}", *_DAEMON_SETTINGS, f"--admin-socket={self._admin_socket(request.spec)}"]
+        settings = [
+            f"--log-file={log_file}",
+            *_DAEMON_SETTINGS,
+            f"--admin-socket={self._sockets.place(_name(request.spec))}",
+        ]
         self._client.connected(PROGRAM, [*settings, command, str(request.spec), *more, *words], request)
-
-    def _admin_socket(self, spec: ImageSpec) -> str:
-        """Return where the image's daemon is to be asked what it waits for, "" where there is no place for it."""
-        try:
-            self._sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            log.warning(f"statistics cannot ask {PROGRAM} what it waits for: {self._sockets}: {error.strerror}")
-            return ""
-        return str(self._socket_of(spec.volume_id or str(spec)))
-
-    def _socket_of(self, name: str) -> Path:
-        # The path of a socket has 107 bytes at the most.
-        return self._sockets / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.asok"
-
-    def _forget_socket(self, name: str) -> None:
-        # A daemon that was killed leaves it; it is in nobody's way.
-        with suppress(OSError):
-            self._socket_of(name).unlink()
 
     def _revived(self, device: NbdDevice, spec: ImageSpec) -> NbdDevice:
         """Return the device with a daemon that can write what the page cache holds; without where nothing is known."""
@@ -229,43 +220,14 @@ class NbdAttacher:
         return self._find(spec) or device
 
     def _unmap(self, device: NbdDevice, options: str) -> None:
-        self._wait_until_unused(device.device)
-        if device.daemon is not None:
-            # A device is written to the end when the last one closes it, and the daemon has it open until its own end.
-            self._flush(device.device)
-        words = [f"--{word}" for word in filter(None, options.split(","))]
-        try:
-            self._run(
-                [PROGRAM, "unmap", device.device, *words],
-                timeout=seconds_for("unmapping the image", at_most=_UNMAP_SECONDS),
-            )
-        except ProcessError:
-            if self._is_connected(device):
-                raise
-        self._wait(
-            lambda: not self._is_connected(device), f"{device.device} is still there after {PROGRAM} unmap; ask again"
+        unmap(
+            device,
+            options,
+            run=self._run,
+            is_connected=lambda: self._is_connected(device),
+            patience=self._patience,
+            pause=self._pause,
         )
-
-    def _flush(self, device: str) -> None:
-        try:
-            self._run(
-                ["blockdev", "--flushbufs", device],
-                timeout=seconds_for("writing what is in the page cache", at_most=_FLUSH_SECONDS),
-            )
-        except ProcessTimeout as error:
-            raise Unavailable(
-                f"{device} stays, as what was last written to it is not yet in its image, and its cluster does not "
-                f"take it: {error}; ask again"
-            ) from error
-
-    def _wait_until_unused(self, device: str) -> None:
-        """Raise DeviceInUse naming who has the device, but for who has it only for a moment, as udev does."""
-        refuse_mounted(device)
-        until = time.monotonic() + self._patience
-        while users := [user for user in holders_of(device) if not user.endswith(f"({PROGRAM})")]:
-            if time.monotonic() >= until:
-                raise DeviceInUse(f"{device} is in use: {', '.join(users)}")
-            self._pause(_PAUSE_SECONDS)
 
     def _is_connected(self, device: NbdDevice) -> bool:
         return any((each.device, each.cookie) == (device.device, device.cookie) for each in self._devices())
@@ -276,21 +238,26 @@ class NbdAttacher:
         arguments = ["info", "--pool", spec.pool, *namespace, "--image", spec.image, "--format", "json"]
         return int(json.loads(self._client.connected("rbd", arguments, request).stdout)["size"])
 
-    def _shown(self, spec: ImageSpec, size: int) -> int:
-        def shows_it() -> bool:
-            device = self._find(spec)
-            return device is not None and device.size >= size
+    def _followed(self, spec: ImageSpec, at_least: int) -> int:
+        """Return the size that the device has by what its daemon told the kernel: the cluster cannot be asked."""
+        if not self._comes_true(lambda: self._shown_bytes(spec) >= at_least):
+            raise SizeNotKnown(
+                f"the device of image {spec} has {self._shown_bytes(spec)} bytes, not {at_least}, and the key to ask "
+                "how many the image has is not known any more: ControllerExpandVolume comes first; if the image is as "
+                "large already, stage the volume again"
+            )
+        return self._shown_bytes(spec)
 
-        self._wait(shows_it, f"image {spec} has {size} bytes, and its device does not show them; ask again")
+    def _shown_bytes(self, spec: ImageSpec) -> int:
         device = self._find(spec)
-        return device.size if device else size
+        return device.size if device else 0
 
-    def _wait(self, is_so: Callable[[], bool], complaint: str) -> None:
-        until = time.monotonic() + self._patience
-        while not is_so():
-            if time.monotonic() >= until:
-                raise Unavailable(complaint)
-            self._pause(_PAUSE_SECONDS)
+    def _comes_true(self, is_so: Callable[[], bool]) -> bool:
+        return comes_true(is_so, patience=self._patience, pause=self._pause)
+
+
+def _name(spec: ImageSpec) -> str:
+    return spec.volume_id or str(spec)
 
 
 def _attachment(device: NbdDevice) -> Attachment:
