@@ -96,6 +96,13 @@ def test_a_pid_that_another_program_has_now_is_no_daemon(nbd_kernel: NbdKernel) 
     assert not found.is_alive
 
 
+def test_looking_for_daemons_does_not_read_the_command_lines_of_others(nbd_kernel: NbdKernel) -> None:
+    hung = nbd_kernel.proc / str(nbd_kernel.start("/usr/bin/vim")) / "cmdline"
+    hung.unlink()
+    hung.mkdir()
+    assert nbd_kernel.attacher().attach(REQUEST).is_alive
+
+
 def test_a_replaced_daemon_is_known_by_its_command_line(nbd_kernel: NbdKernel) -> None:
     nbd_kernel.connect(1)
     for form in (("--device", DEVICE), (f"--device={DEVICE}",)):

@@ -5,17 +5,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from csi_host_rbd.attach.processes import end_process, find_processes, wait_for_end
+from csi_host_rbd.attach.processes import end_process, find_processes, processes_of, wait_for_end
 
 PROGRAM = Path(sys.executable).name
 DEAF = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); sys.stdin.read()"
 POLITE = "import sys; print('ready', flush=True); sys.stdin.read()"
 
 
+THREADED = """
+import pathlib, sys, threading, time
+def rename():
+    pathlib.Path("/proc/thread-self/comm").write_text("a worker")
+    print("ready", flush=True)
+    time.sleep(60)
+threading.Thread(target=rename, daemon=True).start()
+sys.stdin.read()
+"""
+
+
 @contextmanager
-def started(code: str, argument: str) -> Iterator[subprocess.Popen[str]]:
+def started(code: str, argument: str, *, program: str = sys.executable) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", code, argument], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [program, "-c", code, argument], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with process:
         assert process.stdout is not None
@@ -31,6 +42,29 @@ def test_a_process_is_found_by_its_program_and_one_whole_argument() -> None:
         assert find_processes(PROGRAM, "socket,path=/run/a") == [process.pid]
         assert find_processes(PROGRAM, "socket,path=/run/") == []
         assert find_processes("qemu-storage-daemon", "socket,path=/run/a") == []
+
+
+def test_a_process_with_a_long_name_and_with_threads_of_other_names_is_found(
+    tmp_path: Path,
+) -> None:
+    program = tmp_path / "qemu-storage-daemon"
+    program.symlink_to(sys.executable)
+    with started(THREADED, "threaded", program=str(program)) as process:
+        assert find_processes("qemu-storage-daemon", "threaded") == [process.pid]
+        assert find_processes("qemu-storage-d", "threaded") == []
+
+
+def test_nothing_is_read_of_the_memory_of_other_programs_processes(tmp_path: Path) -> None:
+    """One of them may wait for a silent device, and whoever reads its command line then waits with it."""
+    for pid, comm in {"1": "hung", "2": "rbd-nbd", "3": "rbd-nbd-helper"}.items():
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "comm").write_text(f"{comm}\n")
+        # Reading it is an error.
+        (tmp_path / pid / "cmdline").mkdir()
+    (tmp_path / "2/cmdline").rmdir()
+    (tmp_path / "2/cmdline").write_bytes(b"/usr/bin/rbd-nbd\0map\0one\0")
+    (tmp_path / "4").mkdir()
+    assert list(processes_of("rbd-nbd", tmp_path)) == [(2, ["/usr/bin/rbd-nbd", "map", "one", ""])]
 
 
 def test_a_process_that_ended_and_was_not_reaped_is_not_found() -> None:

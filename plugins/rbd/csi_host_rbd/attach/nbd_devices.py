@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csi_host_rbd.attach.attacher import ImageSpec
+from csi_host_rbd.attach.processes import processes_of
 
 PROGRAM = "rbd-nbd"
 _SECTOR_BYTES = 512
@@ -77,18 +78,12 @@ def connected_devices(sysfs: Path, proc: Path) -> Iterator[NbdDevice]:
 
 
 def _daemons(proc: Path) -> Iterator[Daemon]:
-    for entry in proc.iterdir():
-        if not entry.name.isdigit():
-            continue
-        # The command line of one that ended is empty, or gone.
-        words = (_read(entry / "cmdline") or "").split("\0")
-        if Path(words[0]).name != PROGRAM:
-            continue
+    for pid, words in processes_of(PROGRAM, proc):
         for command in (_MAP, _ATTACH):
             if command in words[:-1]:
                 image = words[words.index(command) + 1].partition("@")[0]
                 yield Daemon(
-                    pid=int(entry.name),
+                    pid=pid,
                     image=image,
                     cookie=_argument(words, "--cookie"),
                     device=_argument(words, "--device"),

@@ -1,30 +1,48 @@
-"""Daemons that outlive this process: found by what the kernel shows of them, and ended for certain."""
+"""Daemons that outlive this process: found by what the kernel shows of them, and ended for certain.
+
+Reading a process' command line takes the lock of its memory, which one holds that waits for a silent device in a page
+fault: whoever reads it hangs as well. Its name takes no lock. So only of processes with a daemon's name the command
+line is read; a daemon has its program's name, cut off after 15 bytes, however many threads it has and whatever those
+are called (proc(5): comm is the main thread's, which execve sets).
+"""
 
 import os
 import select
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from csi_host.errors import Unavailable
 
+_NAME_BYTES = 15
+
+
+def processes_of(program: str, proc: Path = Path("/proc")) -> Iterator[tuple[int, list[str]]]:
+    """Yield the pid and the words of the command line of each running ``program``, by whatever path it was started."""
+    for entry in proc.iterdir():
+        if entry.name.isdigit() and (words := _command_line(entry, program)):
+            yield int(entry.name), words
+
 
 def find_processes(program: str, argument: str) -> list[int]:
     """Return the pids of the running ``program`` processes that have ``argument`` on their command line."""
-    return [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and _is_running(int(entry.name), program, argument)
-    ]
+    return [pid for pid, words in processes_of(program) if argument in words]
 
 
 def _is_running(pid: int, program: str, argument: str) -> bool:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    # The command line of a zombie is empty: it is not running.
-    return Path(words[0]).name == program and argument in words
+    return argument in _command_line(Path(f"/proc/{pid}"), program)
+
+
+def _command_line(process: Path, program: str) -> list[str]:
+    """Return the words of a process' command line, none when it is not the program or not running."""
+    # Processes come and go while we look. Whatever else keeps us from looking must not count as "not running".
+    with suppress(FileNotFoundError, ProcessLookupError):
+        if (process / "comm").read_bytes().rstrip(b"\n") == os.fsencode(program)[:_NAME_BYTES]:
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            # The command line of a zombie is empty: it is not running.
+            return words if Path(words[0]).name == program else []
+    return []
 
 
 def wait_for_end(pid: int, program: str, argument: str, *, timeout: float) -> bool:

@@ -60,8 +60,10 @@ class NbdKernel:
     def start(self, *words: str) -> int:
         """Add a process with these words on its command line, and return its pid."""
         self.pids += 1
-        (self.proc / str(self.pids)).mkdir()
-        (self.proc / str(self.pids) / "cmdline").write_text("\0".join(words) + "\0")
+        process = self.proc / str(self.pids)
+        process.mkdir()
+        (process / "comm").write_text(f"{Path(words[0]).name[:15]}\n")
+        (process / "cmdline").write_text("\0".join(words) + "\0")
         return self.pids
 
     def kill(self, pid: int) -> None:
