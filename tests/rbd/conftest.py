@@ -1,3 +1,4 @@
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from csi_host_rbd.devcluster import DevCluster
+from csi_host_rbd.testing.nbd_kernel import NbdKernel
 from csi_host_rbd.testing.pools import PoolView
 from csi_host_rbd.testing.rig import RbdRig, rbd_rig
 
@@ -29,3 +31,14 @@ def rig(pool: PoolView, tmp_path: Path) -> Iterator[RbdRig]:
     """The rbd driver behind a real socket, in a namespace of the test's own."""
     with rbd_rig(pool, tmp_path) as one:
         yield one
+
+
+@pytest.fixture
+def nbd_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NbdKernel:
+    """A kernel that has the module nbd, on a machine that has the programs."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("rbd-nbd", "rbd", "nsenter", "blockdev"):
+        (programs / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return NbdKernel(tmp_path / "sys")

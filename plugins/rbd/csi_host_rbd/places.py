@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from csi_host.errors import CsiError, InvalidArgument, NotFound
+from csi_host.errors import CsiError, FailedPrecondition, InvalidArgument, NotFound
 from csi_host.locks import Operation, SnapshotLocks, VolumeLocks
 from csi_host_rbd.backend import Backend, Cluster
 from csi_host_rbd.ceph.cluster import Pool
@@ -28,6 +28,10 @@ _NOT_FOUND: dict[Kind, type[NotFound]] = {
     SNAPSHOTS: SnapshotNotFound,
     GROUPS: GroupSnapshotNotFound,
 }
+
+
+class ClusterAmbiguous(FailedPrecondition):
+    """Several clusters may be the one that is meant; the message names them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,15 @@ class Places:
 
     def cluster_config(self, cluster_id: str) -> ClusterConfig:
         """Return what the configuration says of a cluster; raises ClusterNotConfigured."""
+        return self._backend.config(cluster_id)
+
+    def only_cluster_config(self, cluster_id: str) -> ClusterConfig:
+        """Return what the configuration says of a cluster that no other can stand in for.
+
+        Raises ClusterNotConfigured, ClusterAmbiguous.
+        """
+        if partners := list(self._mapping.partners(cluster_id)):
+            raise ClusterAmbiguous(f"cluster {cluster_id} may be {', '.join(partners)} as well, by the cluster mapping")
         return self._backend.config(cluster_id)
 
     @contextmanager

@@ -13,23 +13,11 @@ from csi_host_rbd.attach.qemu import QemuAttacher
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.testing.images import Images
 from csi_host_rbd.testing.machine import Machine
-from csi_host_rbd.testing.nbd_kernel import NbdKernel
 
 
 @pytest.fixture
 def machine(directory: Path) -> Machine:
     return Machine(directory=directory)
-
-
-@pytest.fixture
-def nbd_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NbdKernel:
-    """A kernel that has the module nbd, on a machine that has the programs."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name in ("rbd-nbd", "rbd", "nsenter", "blockdev"):
-        (programs / name).touch(mode=0o755)
-    monkeypatch.setenv("PATH", str(programs))
-    return NbdKernel(tmp_path / "sys")
 
 
 @pytest.fixture

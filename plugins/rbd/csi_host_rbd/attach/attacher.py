@@ -105,6 +105,13 @@ class Attacher(Protocol):
         """Give the image's dead device a new server, below whatever is mounted on it; None where that cannot be."""
         ...
 
+    def keep(self, request: AttachRequest) -> None:
+        """Remember how the image that is attached here was, for a new server for its device; never fails.
+
+        Nothing to do where no device gets a new one.
+        """
+        ...
+
     def detach(self, spec: ImageSpec, options: str = "") -> None:
         """Take the image's device away, all its writes being in the image; nothing to do when there is none.
 

@@ -132,6 +132,9 @@ class KrbdAttacher:
         """Return None: the kernel's client does not die, it waits for its cluster."""
         return None
 
+    def keep(self, request: AttachRequest) -> None:
+        """Do nothing: see reattach."""
+
     def detach(self, spec: ImageSpec, options: str = "") -> None:
         """Unmap the image, however often it is mapped; see Attacher.detach."""
         for mapped in self._mapped(spec):

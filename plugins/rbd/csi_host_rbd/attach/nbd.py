@@ -8,7 +8,7 @@ a kernel before 5.14, a device has no cookie and ends with its daemon.
 What a failure leaves, and who mends it:
 
 * this process dies, or rbd-nbd is killed by its timeout, within the map: a device with a daemon is found by the next
-  ``attach`` or ``detach``; without one it was never connected;
+  ``attach`` or ``detach``; without one it was never connected. The next NodeStageVolume keeps the key for it;
 * the daemon is killed: ``find`` says ``is_alive=False``; ``attach`` and the healer re-attach, ``detach`` does so
   first too, where it knows the key, so that what is not yet written is written;
 * the device is mounted or open: rbd-nbd and the kernel would take it away all the same and lose what is not yet
@@ -110,7 +110,7 @@ class NbdAttacher:
         except Exception as error:
             undo([lambda: self.detach(spec)], error)
             raise
-        self._kept.keep(request)
+        self.keep(request)
         made = self.find(spec)
         if made is None:
             raise Unavailable(f"{PROGRAM} has mapped {spec}, and the kernel shows no such device; ask again")
@@ -128,9 +128,13 @@ class NbdAttacher:
             return None
         if found.daemon is None:
             self._start(request, "attach", "--device", found.device)
-        self._kept.keep(request)
+        self.keep(request)
         now = self._find(request.spec)
         return _attachment(now) if now and now.daemon else None
+
+    def keep(self, request: AttachRequest) -> None:
+        """Remember how the image was attached, for ``heal``, ``detach`` and ``grow``; see Attacher.keep."""
+        self._kept.keep(request)
 
     def heal(self, spec: ImageSpec) -> bool:
         """Re-attach the image's dead device as it was attached; False when that is not known.

@@ -126,6 +126,9 @@ class QemuAttacher:
         """Return None: the loop device keeps the file of the export that died, no other can take its place."""
         return None
 
+    def keep(self, request: AttachRequest) -> None:
+        """Do nothing: see reattach."""
+
     def detach(self, spec: ImageSpec, options: str = "") -> None:  # noqa: ARG002 - there are no options for this
         """Take the image's loop device, daemon and directory away; see Attacher.detach."""
         home = self._home(spec)

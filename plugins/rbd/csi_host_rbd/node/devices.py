@@ -9,7 +9,7 @@ from csi_host.access import VolumeAccess
 from csi_host.errors import FailedPrecondition
 from csi_host.process import Runner, run
 from csi_host.request import remaining_seconds
-from csi_host_rbd.attach.attacher import Attacher, Attachment, AttachmentLost, OpensLuks
+from csi_host_rbd.attach.attacher import Attacher, Attachment, AttachmentLost, AttachRequest, OpensLuks
 from csi_host_rbd.attach.nbd_logs import log_file, put_away
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.ceph.image import Image
@@ -53,12 +53,25 @@ class Devices:
         return self._encrypted.find(attacher, stash) if stash.encrypted else attacher.find(stash.spec)
 
     def revived(self, stash: Stash, image: NodeImage) -> Attachment | None:
-        """Return the volume's device as ``find`` does, with a new server if the old one has died and that can be."""
-        found = self.find(stash)
-        if found is None or found.is_alive:
-            return found
-        request = image.attach_request(read_only=found.read_only, mounter=stash.mounter)
-        return self.find(stash) if self._attachers.named(stash.mounter).reattach(request) else found
+        """Return the volume's device as ``find`` does, with a new server if the old one has died and that can be.
+
+        One whose server lives may be what a call made that was killed before it could keep how, or what ceph-csi made.
+        """
+        attacher = self._attachers.named(stash.mounter)
+        below = attacher.find(stash.spec)
+        if below is not None:
+            request = image.attach_request(read_only=below.read_only, mounter=stash.mounter)
+            if below.is_alive:
+                attacher.keep(request)
+            else:
+                attacher.reattach(request)
+        return self.find(stash)
+
+    def keep(self, stash: Stash, request: AttachRequest) -> None:
+        """Have the volume's device, if it has one, get a new server by ``request`` when it needs one."""
+        attacher = self._attachers.named(stash.mounter)
+        if below := attacher.find(stash.spec):
+            attacher.keep(replace(request, read_only=below.read_only))
 
     def noted(self, stash: Stash) -> Stash:
         """Return the stash with what is known once the device is there; ceph-csi re-attaches by rbd-nbd's device."""

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 from csi_host.errors import FailedPrecondition, InvalidArgument
 from csi_host.kms import Passphrase
 from csi_host_common_node.filesystem import BlankProof, Filesystems
 from csi_host_rbd.attach.attacher import AttachRequest, ImageSpec
-from csi_host_rbd.attach.nbd_logs import log_file
 from csi_host_rbd.backend import Cluster
 from csi_host_rbd.ceph.cluster import Pool
 from csi_host_rbd.ceph.image import Image, open_image
@@ -19,12 +17,15 @@ from csi_host_rbd.encryption.keys import Keys
 from csi_host_rbd.encryption.luks_header import LuksHeader, read_header
 from csi_host_rbd.encryption.parameters import BLOCK, DEFAULT_KMS_ID, EncryptionParameters
 from csi_host_rbd.encryption.service import Encryption, differs
+from csi_host_rbd.errors import VolumeNotFound
 from csi_host_rbd.map_wishes import CONTEXT, MapWishes
 from csi_host_rbd.node.marks import MARK_KEY
+from csi_host_rbd.node.requests import attach_request, has_log
 from csi_host_rbd.node.stash import Stash
 from csi_host_rbd.places import Places
 from csi_host_rbd.reservations import Reservation
 from csi_host_rbd.truth import truth_of
+from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
 
 __all__ = ["MARK_KEY", "EncryptionDiffers", "NodeImage", "NodeImages", "check_encryption"]
 
@@ -77,17 +78,8 @@ class NodeImage:
 
     def attach_request(self, *, read_only: bool, mounter: str) -> AttachRequest:
         """Return what attaching it through ``mounter`` takes."""
-        namespace = self.cluster.config.net_namespace_file
-        return AttachRequest(
-            spec=self.spec,
-            mon_host=self.cluster.config.mon_host,
-            user=self.credentials.user_id,
-            key=self.credentials.key,
-            read_only=read_only,
-            map_options=self.wishes.map_options.get(mounter, ""),
-            network_namespace=Path(namespace) if namespace else None,
-            log_file=log_file(self.wishes.log_directory, self.handle) if self._has_log(mounter) else None,
-        )
+        request = attach_request(self.spec, mounter, self.cluster.config, self.credentials, self.wishes)
+        return replace(request, read_only=read_only)
 
     def stash(self, volume_id: str, mounter: str) -> Stash:
         """Return what has to be known of it when there are no secrets at hand."""
@@ -101,8 +93,8 @@ class NodeImage:
             fsid=self.cluster.connection.fsid,
             unmap_options=self.wishes.unmap_options.get(mounter, ""),
             encrypted=self.is_encrypted,
-            log_directory=self.wishes.log_directory if self._has_log(mounter) else "",
-            log_strategy=self.wishes.log_strategy if self._has_log(mounter) else "",
+            log_directory=self.wishes.log_directory if has_log(mounter, self.wishes) else "",
+            log_strategy=self.wishes.log_strategy if has_log(mounter, self.wishes) else "",
         )
 
     @contextmanager
@@ -165,9 +157,6 @@ class NodeImage:
         """Return the ``length`` bytes at ``start``, and the last ones of the image."""
         with self.opened() as image:
             return [image.read(start, length), image.read(max(start, image.size_bytes - length), length)]
-
-    def _has_log(self, mounter: str) -> bool:
-        return mounter == "rbd-nbd" and bool(self.wishes.log_directory)
 
     def _required_keys(self) -> Keys:
         if self.keys is None:
@@ -251,6 +240,28 @@ class NodeImages:
                 # One that Kubernetes' own driver made has a handle that leads to it, and no entry.
                 is_known=bool(reservation.uuid),
             )
+
+    def attach_request(self, stash: Stash, context: Mapping[str, str], credentials: Credentials) -> AttachRequest:
+        """Return what attaching a staged volume takes, for writing; no cluster is asked.
+
+        Raises ClusterNotConfigured, ClusterAmbiguous, and InvalidArgument for a volume_context that cannot be the
+        volume's.
+        """
+        config = (
+            self._places.cluster_config(stash.cluster_id)
+            if stash.cluster_id
+            else self._places.only_cluster_config(_cluster_id(stash.volume_id, context))
+        )
+        return attach_request(stash.spec, stash.mounter, config, credentials, MapWishes.of(context))
+
+
+def _cluster_id(volume_id: str, context: Mapping[str, str]) -> str:
+    if _is_true(context, "staticVolume"):
+        return _required(context, "clusterID")
+    try:
+        return VolumeId.parse(volume_id).cluster_id
+    except InvalidVolumeId as reason:
+        raise VolumeNotFound(f"volume_id: no volume of this driver has the handle {volume_id!r}: {reason}") from reason
 
 
 def check_encryption(context: Mapping[str, str]) -> None:

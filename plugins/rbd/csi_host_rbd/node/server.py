@@ -1,12 +1,13 @@
 """The Node service: from CSI's messages to volumes on this node and back."""
 
+import logging
 from pathlib import Path
 from typing import ClassVar
 
 import grpc
 
 from csi_host.driver import HostContext
-from csi_host.errors import FailedPrecondition, InvalidArgument
+from csi_host.errors import CsiError, FailedPrecondition, InvalidArgument
 from csi_host.proto import csi_pb2
 from csi_host.services.messages import access_of, capacity_range_of
 from csi_host.services.node import NodeServer
@@ -20,6 +21,8 @@ from csi_host_rbd.node.staging import Staging, find_staging
 from csi_host_rbd.node.volumes import NodeVolumes
 from csi_host_rbd.places import Places
 from csi_host_rbd.uses import check_use
+
+log = logging.getLogger(__name__)
 
 
 class RbdNodeServer(NodeServer):
@@ -49,7 +52,9 @@ class RbdNodeServer(NodeServer):
             )
         credentials = Credentials.from_secrets(request.secrets)
         with self.context.volume_locks.hold(request.volume_id):
-            if not self._volumes.is_staged(staging, access):
+            if self._volumes.is_staged(staging, access):
+                self._keep_key(staging, request, credentials)
+            else:
                 with self._images.find(
                     request.volume_id, request.volume_context, credentials, request.secrets
                 ) as image:
@@ -107,6 +112,15 @@ class RbdNodeServer(NodeServer):
             staging = _find_staged(request)
             size = self._volumes.expand(staging, required_bytes=capacity.required_bytes if capacity else 0)
         return csi_pb2.NodeExpandVolumeResponse(capacity_bytes=size)
+
+    def _keep_key(self, staging: Staging, request: csi_pb2.NodeStageVolumeRequest, credentials: Credentials) -> None:
+        """Use that a staged volume's key is at hand again: ceph-csi, or a call that was killed, has not kept it."""
+        try:
+            self._volumes.keep(
+                staging, lambda stash: self._images.attach_request(stash, request.volume_context, credentials)
+            )
+        except CsiError as error:
+            log.warning("volume %s is staged, but how to heal its device is not kept: %s", request.volume_id, error)
 
 
 def _find_staged(request: csi_pb2.NodeExpandVolumeRequest) -> Staging:

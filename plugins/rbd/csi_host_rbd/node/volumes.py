@@ -14,6 +14,7 @@ What a failure leaves, and who mends it:
 * a reboot left a stash and a plain directory: ``publish`` refuses, ``stage`` and ``unstage`` go on from there.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from csi_host.access import AccessMode, VolumeAccess
@@ -27,7 +28,7 @@ from csi_host_common_node.mounter import MOUNT_PROGRAMS, Mounter
 from csi_host_common_node.patience import Patience
 from csi_host_common_node.programs import needed_for, require
 from csi_host_common_node.resize import Grower
-from csi_host_rbd.attach.attacher import DeviceInUse
+from csi_host_rbd.attach.attacher import AttachRequest, DeviceInUse
 from csi_host_rbd.attach.cleanup import Rollback
 from csi_host_rbd.node.devices import Devices
 from csi_host_rbd.node.formatting import ensure_filesystem, mark_raw
@@ -81,6 +82,12 @@ class NodeVolumes:
             return False
         refuse_otherwise(mount, access, f"staging_target_path: volume {staging.volume_id} at {staging.directory}")
         return stash is not None and self._is_served(stash, mount)
+
+    def keep(self, staging: Staging, request_of: Callable[[Stash], AttachRequest]) -> None:
+        """Have what serves a staged volume be replaced by ``request_of`` the volume should it die; asks no cluster."""
+        stash = staging.stash()
+        if stash is not None and staging.owns(stash):
+            self._devices.keep(stash, request_of(stash))
 
     def stage(self, staging: Staging, access: VolumeAccess, image: NodeImage) -> None:
         """Attach the image and mount it, formatted if need be."""
