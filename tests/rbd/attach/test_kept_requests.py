@@ -12,6 +12,7 @@ from csi_host_rbd.attach.kept_requests import KeptRequests
 from csi_host_rbd.attach.keyring import Keyring
 
 SPEC = ImageSpec(cluster_id="ceph-a", pool="rbd", image=f"image-{os.getpid()}", namespace="tenant")
+VOLUME = replace(SPEC, volume_id="0001-x")
 REQUEST = AttachRequest(
     spec=SPEC,
     mon_host="10.0.0.1:6789",
@@ -105,11 +106,31 @@ def test_without_a_keyring_it_is_kept_in_memory_and_that_is_said_once(caplog: py
 
 def test_the_image_is_asked_for_as_it_is_known_now() -> None:
     kept = KeptRequests()
-    kept.keep(REQUEST)
-    now = ImageSpec(cluster_id="ceph-a", pool="rbd", image=SPEC.image, namespace="tenant", volume_id="0001-x")
-    found = kept.find(now)
-    assert found is not None
+    # A stash of ceph-csi does not say of which cluster the volume is.
+    kept.keep(replace(REQUEST, spec=replace(VOLUME, cluster_id="")))
+    for now in (VOLUME, replace(VOLUME, fsid="a"), replace(VOLUME, cluster_id="")):
+        found = kept.find(now)
+        assert found is not None
+        assert (found.spec.cluster_id, found.spec.fsid) == (now.cluster_id, now.fsid)
+
+
+@pytest.mark.parametrize("change", [{"image": "two"}, {"pool": "ssd"}, {"namespace": ""}, {"cluster_id": "ceph-b"}])
+def test_what_another_image_of_the_volumes_id_was_attached_with_is_not_it(change: dict[str, str]) -> None:
+    kept = KeptRequests()
+    kept.keep(replace(REQUEST, spec=replace(VOLUME, **change)))
+    assert kept.find(VOLUME) is None
+
+
+def test_a_volume_is_found_by_its_id_alone_after_a_restart() -> None:
+    store = Remembering()
+    request = replace(REQUEST, spec=VOLUME)
+    KeptRequests(store).keep(request)
+    found = KeptRequests(store).find_volume("0001-x")
+    assert found == request
     assert found.spec.volume_id == "0001-x"
+    assert KeptRequests(store).find_volume("") is None
+    KeptRequests(store).forget(VOLUME)
+    assert store.payloads == {}
 
 
 def test_a_daemons_log_and_network_are_kept_and_an_older_csi_hosts_request_has_no_log() -> None:

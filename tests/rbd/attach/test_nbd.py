@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from csi_host.process import SECRET_FILE
+from csi_host.process import SECRET_FILE, ProcessError
+from csi_host.testing.runner import Answer, Command
 from csi_host_rbd.attach.attacher import Attachment, AttachmentLost, AttachRequest
 from csi_host_rbd.attach.kernel_modules import ModuleMissing
 from csi_host_rbd.testing.nbd_kernel import DEVICE, KEY, REQUEST, SPEC, NbdKernel
@@ -120,6 +121,17 @@ def test_a_dead_device_gets_a_daemon_with_the_same_cookie(nbd_kernel: NbdKernel)
     assert command.argv[command.argv.index("attach") :][:4] == ("attach", "rbd/tenant/one", "--device", DEVICE)
     assert "--cookie=v1" in command.argv
     assert command.secret_file == KEY
+
+
+def test_the_key_is_kept_before_there_is_a_device_and_not_after_a_map_that_failed(nbd_kernel: NbdKernel) -> None:
+    def refusing(_: Command) -> Answer:
+        assert nbd_kernel.kept.find(SPEC) == REQUEST
+        return Answer(exit_code=1)
+
+    nbd_kernel.run.install("rbd-nbd", refusing)
+    with pytest.raises(ProcessError):
+        nbd_kernel.attacher().attach(REQUEST)
+    assert nbd_kernel.kept.find(SPEC) is None
 
 
 def test_healing_needs_the_request_and_says_when_it_has_none(nbd_kernel: NbdKernel) -> None:

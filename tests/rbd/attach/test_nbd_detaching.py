@@ -75,3 +75,19 @@ def test_what_a_map_leaves_that_timed_out_is_taken_away(nbd_kernel: NbdKernel) -
         nbd_kernel.attacher().attach(REQUEST)
     assert KEY not in str(caught.value)
     assert nbd_kernel.attacher().find(SPEC) is None
+
+
+def test_a_dead_device_that_is_detached_by_its_name_is_revived_flushed_and_forgotten(nbd_kernel: NbdKernel) -> None:
+    nbd_kernel.attacher().attach(REQUEST)
+    nbd_kernel.kill(nbd_kernel.pids)
+    assert nbd_kernel.attacher().detach_device(DEVICE)
+    assert [command.argv[0] for command in nbd_kernel.run.commands] == ["rbd-nbd", "rbd-nbd", "blockdev", "rbd-nbd"]
+    assert "attach" in nbd_kernel.run.commands[1].argv
+    assert nbd_kernel.attacher().find(SPEC) is None
+    assert nbd_kernel.kept.find(SPEC) is None
+
+
+def test_a_dead_device_whose_name_is_all_that_is_known_is_unmapped(nbd_kernel: NbdKernel) -> None:
+    nbd_kernel.connect(1)
+    assert nbd_kernel.attacher().detach_device(DEVICE)
+    assert [command.argv[:2] for command in nbd_kernel.run.commands] == [("rbd-nbd", "unmap")]

@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
 from typing import Protocol, TypeVar
@@ -45,7 +45,10 @@ class SecretStore(Protocol):
 
 
 class KeptRequests:
-    """The requests of attached images, by image; ``store`` is the kernel's keyring, None for memory alone."""
+    """The requests of attached images, by volume; ``store`` is the kernel's keyring, None for memory alone.
+
+    By image where the volume is not known. A volume's request is that of its image only: another of its id is none.
+    """
 
     def __init__(self, store: SecretStore | None = None) -> None:
         self._store = store
@@ -62,13 +65,12 @@ class KeptRequests:
 
     def find(self, spec: ImageSpec) -> AttachRequest | None:
         """Return how the image was attached, None when nothing is known; never fails."""
-        name = _name(spec)
-        with self._lock:
-            known = self._memory.get(name)
-        if known is not None:
-            return replace(known, spec=spec)
-        payload = self._try(lambda store: store.read(name))
-        return _request(spec, payload) if payload else None
+        known = self._found(_name(spec))
+        return replace(known, spec=spec) if known and _is_same(known.spec, spec) else None
+
+    def find_volume(self, volume_id: str) -> AttachRequest | None:
+        """Return how a volume was attached of which nothing but its id is known, None when nothing is; never fails."""
+        return self._found(_name_of_volume(volume_id)) if volume_id else None
 
     def forget(self, spec: ImageSpec) -> None:
         """Drop what is known of an image; fine when nothing is."""
@@ -76,6 +78,14 @@ class KeptRequests:
         with self._lock:
             self._memory.pop(name, None)
         self._try(lambda store: store.remove(name))
+
+    def _found(self, name: str) -> AttachRequest | None:
+        with self._lock:
+            known = self._memory.get(name)
+        if known is not None:
+            return known
+        payload = self._try(lambda store: store.read(name))
+        return _request(payload) if payload else None
 
     def _try(self, act: Callable[[SecretStore], _T]) -> _T | None:
         if self._store is None:
@@ -94,22 +104,37 @@ class KeptRequests:
 
 
 def _name(spec: ImageSpec) -> str:
-    identity = json.dumps([spec.cluster_id, spec.pool, spec.namespace, spec.image])
-    return f"csi-host:{hashlib.sha256(identity.encode()).hexdigest()}"
+    if spec.volume_id:
+        return _name_of_volume(spec.volume_id)
+    return _hashed([spec.cluster_id, spec.pool, spec.namespace, spec.image])
+
+
+def _name_of_volume(volume_id: str) -> str:
+    return _hashed([volume_id])
+
+
+def _hashed(identity: list[str]) -> str:
+    return f"csi-host:{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}"
+
+
+def _is_same(kept: ImageSpec, asked: ImageSpec) -> bool:
+    # A stash of ceph-csi does not say which cluster it is.
+    is_same_cluster = kept.cluster_id == asked.cluster_id or not (kept.cluster_id and asked.cluster_id)
+    return is_same_cluster and str(kept) == str(asked)
 
 
 def _payload(request: AttachRequest) -> bytes:
-    members = {name: getattr(request, name) for name in _MEMBERS}
+    members = {"spec": asdict(request.spec), **{name: getattr(request, name) for name in _MEMBERS}}
     paths = {name: str(getattr(request, name) or "") for name in _PATHS}
     return json.dumps({**members, **paths}).encode()
 
 
-def _request(spec: ImageSpec, payload: bytes) -> AttachRequest | None:
+def _request(payload: bytes) -> AttachRequest | None:
     try:
         members = json.loads(payload)
         known = {name: members[name] for name in _MEMBERS}
         # What an older csi-host kept says nothing of a log.
         paths = {name: Path(path) for name in _PATHS if (path := members.get(name))}
-        return AttachRequest(spec=spec, **known | paths)
+        return AttachRequest(spec=ImageSpec(**members["spec"]), **known | paths)
     except (ValueError, KeyError, TypeError):
         return None

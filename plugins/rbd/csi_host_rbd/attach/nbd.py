@@ -8,7 +8,7 @@ a kernel before 5.14, a device has no cookie and ends with its daemon.
 What a failure leaves, and who mends it:
 
 * this process dies, or rbd-nbd is killed by its timeout, within the map: a device with a daemon is found by the next
-  ``attach`` or ``detach``; without one it was never connected. The next NodeStageVolume keeps the key for it;
+  ``attach`` or ``detach``; without one it was never connected. Its key was kept before;
 * the daemon is killed: ``find`` says ``is_alive=False``; ``attach`` and the healer re-attach, ``detach`` does so
   first too, where it knows the key, so that what is not yet written is written;
 * the device is mounted or open: rbd-nbd and the kernel would take it away all the same and lose what is not yet
@@ -106,11 +106,12 @@ class NbdAttacher:
             return alive
         self.detach(spec)
         try:
+            # Before there is a device: then what is kept of a device's cookie is of its image, whatever happens.
+            self.keep(request)
             self._start(request, "map")
         except Exception as error:
             undo([lambda: self.detach(spec)], error)
             raise
-        self.keep(request)
         made = self.find(spec)
         if made is None:
             raise Unavailable(f"{PROGRAM} has mapped {spec}, and the kernel shows no such device; ask again")
@@ -157,18 +158,16 @@ class NbdAttacher:
         """Unmap the image, what was written being in it; see Attacher.detach."""
         device = self._find(spec)
         if device is not None:
-            if device.daemon is None:
-                device = self._revived(device, spec)
-            self._unmap(device, options)
-        self._sockets.forget(_name(spec))
-        self._kept.forget(spec)
+            self._unmap(device, spec, options)
+        self._forget(spec)
 
     def detach_device(self, device: str) -> bool:
-        """Unmap the image behind a device; see Attacher.detach_device."""
+        """Unmap the image behind a device, as ``detach`` does with what is known; see Attacher.detach_device."""
         found = [each for each in self._devices() if each.device == device]
         for each in found:
-            self._unmap(each, "")
-            self._sockets.forget(each.cookie)
+            spec = self._spec_of(each)
+            self._unmap(each, spec, "")
+            self._forget(spec)
         return bool(found)
 
     def grow(self, spec: ImageSpec, *, at_least: int = 0) -> int:
@@ -223,7 +222,18 @@ class NbdAttacher:
             ) from error
         return self._find(spec) or device
 
-    def _unmap(self, device: NbdDevice, options: str) -> None:
+    def _spec_of(self, device: NbdDevice) -> ImageSpec:
+        """Return the image of a device, as far as what was kept of its volume or its daemon says."""
+        known = self._kept.find_volume(device.cookie)
+        return known.spec if known else device.spec
+
+    def _forget(self, spec: ImageSpec) -> None:
+        self._sockets.forget(_name(spec))
+        self._kept.forget(spec)
+
+    def _unmap(self, device: NbdDevice, spec: ImageSpec, options: str) -> None:
+        if device.daemon is None:
+            device = self._revived(device, spec)
         unmap(
             device,
             options,

@@ -54,6 +54,13 @@ class NbdDevice:
         """Its number."""
         return int(self.device.removeprefix("/dev/nbd"))
 
+    @property
+    def spec(self) -> ImageSpec:
+        """The image as far as it is known from the device itself: not of which cluster, and none without a daemon."""
+        pool, _, place = (self.daemon.image if self.daemon else "").partition("/")
+        namespace, _, image = place.rpartition("/")
+        return ImageSpec(cluster_id="", pool=pool, namespace=namespace, image=image, volume_id=self.cookie)
+
     def shows(self, spec: ImageSpec) -> bool:
         """Whether this is the image's device: by its cookie where both are known, else by its daemon's command line."""
         if self.cookie and spec.volume_id:
