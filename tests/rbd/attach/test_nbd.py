@@ -82,14 +82,6 @@ def test_a_pid_that_another_volumes_daemon_has_now_is_not_taken_for_this_ones(nb
     assert not found.is_alive
 
 
-def test_in_a_container_the_pid_is_another_namespaces_and_the_cookie_tells(nbd_kernel: NbdKernel) -> None:
-    nbd_kernel.start("rbd-nbd", "map", "rbd/tenant/one", "--cookie=v1")
-    nbd_kernel.connect(4711)
-    found = nbd_kernel.attacher().find(SPEC)
-    assert found is not None
-    assert found.is_alive
-
-
 def test_a_pid_that_another_program_has_now_is_no_daemon(nbd_kernel: NbdKernel) -> None:
     nbd_kernel.connect(nbd_kernel.start("/usr/bin/vim", "map", "rbd/tenant/one"))
     found = nbd_kernel.attacher().find(SPEC)

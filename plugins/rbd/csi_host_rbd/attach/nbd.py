@@ -3,12 +3,15 @@
 The daemon is nobody's child: it has a session of its own and outlives this process. When it dies the kernel holds the
 device's I/O for ``reattach-timeout`` seconds (300); ``reattach`` starts another one, below what is mounted on it. That
 takes the kernel's netlink interface, which only the machine's own network namespace has: mapped in another one, or by
-a kernel before 5.14, a device has no cookie and ends with its daemon.
+a kernel before 5.14, a device has no cookie and ends with its daemon. Such a device is known by its daemon's pid alone,
+as the machine counts, so without the machine's pids (``hostPID``) nothing is mapped in another network namespace.
 
 What a failure leaves, and who mends it:
 
 * this process dies, or rbd-nbd is killed by its timeout, within the map: a device with a daemon is found by the next
   ``attach`` or ``detach``; without one it was never connected. Its key was kept before;
+* what was mapped is not found, since this process is in a network namespace of its own without the machine's pids: the
+  daemon is ended, its device with it;
 * the daemon is killed: ``find`` says ``is_alive=False``; ``attach`` and the healer re-attach, ``detach`` does so
   first too, where it knows the key, so that what is not yet written is written;
 * the device is mounted or open: rbd-nbd and the kernel would take it away all the same and lose what is not yet
@@ -39,7 +42,8 @@ from csi_host_rbd.attach.client import RbdClient
 from csi_host_rbd.attach.kept_requests import KeptRequests
 from csi_host_rbd.attach.kernel_modules import KernelModule
 from csi_host_rbd.attach.map_options import has_option
-from csi_host_rbd.attach.nbd_devices import PROGRAM, NbdDevice, connected_devices
+from csi_host_rbd.attach.nbd_daemons import PROGRAM, end_daemons, mapped_for, sees_machines_pids
+from csi_host_rbd.attach.nbd_devices import NbdDevice, connected_devices
 from csi_host_rbd.attach.nbd_logs import can_be_written
 from csi_host_rbd.attach.nbd_sockets import SOCKETS, AdminSockets
 from csi_host_rbd.attach.nbd_unmapping import unmap
@@ -55,6 +59,10 @@ _DEFAULT_OPTIONS = {
 
 class SizeNotKnown(FailedPrecondition):
     """A device is shorter than it is wanted, and the cluster cannot be asked whether its image is as large as that."""
+
+
+class PidsNotSeen(FailedPrecondition):
+    """A device would be made that could be neither found nor taken away from here."""
 
 
 class NbdAttacher:
@@ -105,17 +113,20 @@ class NbdAttacher:
         if existing and existing.read_only == request.read_only and (alive := self.reattach(request)):
             return alive
         self.detach(spec)
+        if request.network_namespace is not None and not sees_machines_pids(self._proc):
+            raise PidsNotSeen(
+                f"rbd.netNamespaceFilePath: {PROGRAM} in another network namespace is known by its pid alone, and "
+                "csi-host does not see the machine's pids: run it with them (hostPID: true)"
+            )
+        earlier = mapped_for(spec, self._proc)
         try:
             # Before there is a device: then what is kept of a device's cookie is of its image, whatever happens.
             self.keep(request)
             self._start(request, "map")
+            return self._made(spec)
         except Exception as error:
-            undo([lambda: self.detach(spec)], error)
+            undo([lambda: self._take_back(spec, earlier)], error)
             raise
-        made = self.find(spec)
-        if made is None:
-            raise Unavailable(f"{PROGRAM} has mapped {spec}, and the kernel shows no such device; ask again")
-        return made
 
     def find(self, spec: ImageSpec) -> Attachment | None:
         """Return the image's device, dead or alive, None when it has none; see Attacher.find."""
@@ -193,6 +204,17 @@ class NbdAttacher:
 
     def _devices(self) -> list[NbdDevice]:
         return list(connected_devices(self._sysfs, self._proc))
+
+    def _made(self, spec: ImageSpec) -> Attachment:
+        if (made := self.find(spec)) is None:
+            where = "is csi-host in the machine's network and pid namespaces (hostNetwork, hostPID)?"
+            raise Unavailable(f"{PROGRAM} has mapped {spec}, and the kernel shows no such device; {where}")
+        return made
+
+    def _take_back(self, spec: ImageSpec, earlier: list[int]) -> None:
+        """Take away what mapping the image has made: a device, and daemons whose device is not found."""
+        self.detach(spec)
+        end_daemons(spec, self._proc, but=earlier, patience=self._patience)
 
     def _start(self, request: AttachRequest, command: str, *more: str) -> None:
         options = request.map_options

@@ -3,40 +3,18 @@
 The kernel keeps a device whose daemon has died, with the cookie it was mapped with: that is the volume's id (kernels
 since 5.14; older ones have no cookie, and then only a living daemon's command line says which image it serves). Which
 daemon serves a device is on the daemons' command lines: the cookie of one that mapped it, the device of one that was
-attached to it later. ``pid`` names the first one for ever, is another process' after a while, and in a container is a
-number of another namespace: it counts only where there is no cookie.
+attached to it later. ``pid`` names the first one for ever, and is another process' after a while: it counts only where
+there is no cookie. In a container it is a number of another namespace, that of any process here: it does not count.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from csi_host_rbd.attach.attacher import ImageSpec
-from csi_host_rbd.attach.processes import processes_of
+from csi_host_rbd.attach.nbd_daemons import Daemon, daemons_in, sees_machines_pids
 
-PROGRAM = "rbd-nbd"
 _SECTOR_BYTES = 512
-_MAP, _ATTACH = "map", "attach"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Daemon:
-    """A running rbd-nbd: which image, with which cookie, and for one that was attached to a device, which device.
-
-    ``admin_socket`` is where it is asked what it waits for, "" for nowhere.
-    """
-
-    pid: int
-    image: str
-    cookie: str
-    device: str
-    admin_socket: str = ""
-
-    def serves(self, device: str, pid: int, cookie: str) -> bool:
-        """Whether the device, with what sysfs says of it, is this daemon's."""
-        if self.device:
-            return self.device == device
-        return self.cookie == cookie if cookie and self.cookie else self.pid == pid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,40 +50,18 @@ def connected_devices(sysfs: Path, proc: Path) -> Iterator[NbdDevice]:
     """Yield the connected devices that an rbd-nbd serves or may have served."""
     pids = {block: pid for block in (sysfs / "block").glob("nbd*") if (pid := _read(block / "pid")) is not None}
     # Looking at every process of the machine is for nodes that have such devices.
-    daemons = list(_daemons(proc)) if pids else []
+    has_pids = sees_machines_pids(proc)
+    daemons = list(daemons_in(proc)) if pids else []
     for block, pid in sorted(pids.items(), key=lambda item: int(item[0].name.removeprefix("nbd"))):
         device, cookie = f"/dev/{block.name}", _read(block / "backend") or ""
+        number = int(pid) if has_pids else None
         yield NbdDevice(
             device=device,
             cookie=cookie,
             size=_SECTOR_BYTES * int(_read(block / "size") or 0),
             read_only=_read(block / "ro") == "1",
-            daemon=next((daemon for daemon in daemons if daemon.serves(device, int(pid), cookie)), None),
+            daemon=next((daemon for daemon in daemons if daemon.serves(device, number, cookie)), None),
         )
-
-
-def _daemons(proc: Path) -> Iterator[Daemon]:
-    for pid, words in processes_of(PROGRAM, proc):
-        for command in (_MAP, _ATTACH):
-            if command in words[:-1]:
-                image = words[words.index(command) + 1].partition("@")[0]
-                yield Daemon(
-                    pid=pid,
-                    image=image,
-                    cookie=_argument(words, "--cookie"),
-                    device=_argument(words, "--device"),
-                    admin_socket=_argument(words, "--admin-socket"),
-                )
-                break
-
-
-def _argument(words: Sequence[str], name: str) -> str:
-    for position, word in enumerate(words):
-        if word.startswith(f"{name}="):
-            return word.partition("=")[2]
-        if word == name and position + 1 < len(words):
-            return words[position + 1]
-    return ""
 
 
 def _read(path: Path) -> str | None:

@@ -11,7 +11,8 @@ from csi_host.process import ProcessError, ProcessTimeout, Runner
 from csi_host.request import seconds_for
 from csi_host_rbd.attach.attacher import DeviceInUse
 from csi_host_rbd.attach.block_devices import PAUSE_SECONDS, comes_true, holders_of, refuse_mounted
-from csi_host_rbd.attach.nbd_devices import PROGRAM, NbdDevice
+from csi_host_rbd.attach.nbd_daemons import PROGRAM
+from csi_host_rbd.attach.nbd_devices import NbdDevice
 
 _UNMAP_SECONDS = 30.0
 _FLUSH_SECONDS = 60.0

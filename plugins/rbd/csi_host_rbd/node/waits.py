@@ -9,7 +9,8 @@ from pathlib import Path
 
 from csi_host_common_node.stalls import number_below
 from csi_host_rbd.attach.admin_socket import oldest_request_seconds
-from csi_host_rbd.attach.nbd_devices import PROGRAM, connected_devices
+from csi_host_rbd.attach.nbd_daemons import PROGRAM
+from csi_host_rbd.attach.nbd_devices import connected_devices
 
 log = logging.getLogger(__name__)
 

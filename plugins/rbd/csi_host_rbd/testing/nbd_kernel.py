@@ -20,7 +20,8 @@ class NbdKernel:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.proc = root / "proc"
-        self.proc.mkdir(parents=True)
+        (self.proc / "self/ns").mkdir(parents=True)
+        self.number_pids("pid:[4026531836]")
         (root / "block").mkdir()
         (root / "module/nbd").mkdir(parents=True)
         self.run = ScriptedRunner({"rbd-nbd": self.rbd_nbd, "blockdev": Answer(), "rbd": Answer()})
@@ -41,6 +42,12 @@ class NbdKernel:
             pause=lambda _: None,
             set_size=self.set_size,
         )
+
+    def number_pids(self, namespace: str) -> None:
+        """Have csi-host be in this namespace of pids; the machine's own at first."""
+        link = self.proc / "self/ns/pid"
+        link.unlink(missing_ok=True)
+        link.symlink_to(namespace)
 
     def set_size(self, index: int, size_bytes: int, backend: str) -> None:
         """Do what nbd_netlink does, and remember it."""
