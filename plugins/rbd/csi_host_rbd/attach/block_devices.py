@@ -2,17 +2,18 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from csi_host.node.mounts import mounts_of_device, parse_mounts
+from csi_host.node.mounts import Mount, mounts_of_device, parse_mounts
 from csi_host.process import ProcessError
 from csi_host_common_node.holders import users_of
 from csi_host_rbd.attach.attacher import DeviceInUse
 
 _SYS_BLOCK = Path("/sys/block")
 PAUSE_SECONDS = 0.2
+_SEARCH_SECONDS = 2.0
 
 
 def attribute(device: str, name: str) -> str | None:
@@ -34,20 +35,23 @@ def comes_true(is_so: Callable[[], bool], *, patience: float, pause: Callable[[f
 
 
 def refuse_mounted(device: str) -> None:
-    """Raise DeviceInUse naming the places where a device is mounted, or bind mounted as a block volume."""
-    try:
-        places = [mount.mount_point for mount in mounts_of_device(device)]
-    except FileNotFoundError:
-        return
+    """Raise DeviceInUse naming where a device or a partition of it is mounted, or bind mounted as a block volume."""
+    places = [mount.mount_point for node in _nodes(device) for mount in _mounts_here(node)]
     if places:
         raise DeviceInUse(f"{device} is still mounted at {', '.join(places)}; unmount it first")
 
 
-def holders_of(device: str) -> list[str]:
-    """Return who has a device: devices on top of it, mounts in any namespace we can see, processes; best effort."""
-    found = [f"/dev/{path.name}" for path in _SYS_BLOCK.glob(f"{Path(device).name}/holders/*")]
-    found += [f"mount at {place}" for place in _mount_points_anywhere(device)]
-    return found or users_of(device)
+def holders_of(device: str, *, seconds: float = _SEARCH_SECONDS, sys_block: Path = _SYS_BLOCK) -> list[str]:
+    """Return who has a device or a partition of it: devices on top, mounts in any namespace we can see, processes.
+
+    ``seconds`` are for looking at processes; NOT_ALL_SEEN is among the answers when that was too short.
+    """
+    whole = sys_block / Path(device).name
+    on_top = [*whole.glob("holders/*"), *whole.glob(f"{whole.name}*/holders/*")]
+    nodes, numbers = _nodes(device, sys_block), _numbers(device, sys_block)
+    found = [f"/dev/{path.name}" for path in on_top]
+    found += [f"mount at {place}" for place in _mount_points_anywhere(nodes, numbers)]
+    return found or users_of(*nodes, numbers=numbers, seconds=seconds)
 
 
 def release(
@@ -81,13 +85,34 @@ def release(
         pause(PAUSE_SECONDS)
 
 
-def _mount_points_anywhere(device: str) -> Iterator[str]:
-    """Yield where a device's filesystem is mounted, in our namespace and in those of all processes we can see."""
+def _nodes(device: str, sys_block: Path = _SYS_BLOCK) -> list[str]:
+    """Return a device and its partitions."""
+    whole = sys_block / Path(device).name
+    return [device, *(f"/dev/{path.parent.name}" for path in whole.glob(f"{whole.name}*/partition"))]
+
+
+def _numbers(device: str, sys_block: Path) -> set[int]:
+    """Return the numbers of a device and its partitions, as ``st_rdev`` has them."""
+    whole = sys_block / Path(device).name
+    numbers: set[int] = set()
+    for path in (whole / "dev", *whole.glob(f"{whole.name}*/dev")):
+        # A device may go while we look.
+        with suppress(OSError, ValueError):
+            major, _, minor = path.read_text().partition(":")
+            numbers.add(os.makedev(int(major), int(minor)))
+    return numbers
+
+
+def _mounts_here(node: str) -> tuple[Mount, ...]:
     try:
-        number = Path(device).stat().st_rdev
+        return mounts_of_device(node)
     except FileNotFoundError:
-        return
-    wanted = f"{os.major(number)}:{os.minor(number)}"
+        return ()
+
+
+def _mount_points_anywhere(nodes: Collection[str], numbers: Collection[int]) -> Iterator[str]:
+    """Yield where filesystems on devices are mounted, in our namespace and in those of all processes we can see."""
+    wanted = {f"{os.major(number)}:{os.minor(number)}" for number in numbers}
     seen: set[str] = set()
     for process in Path("/proc").iterdir():
         # Processes come and go while we look.
@@ -96,5 +121,5 @@ def _mount_points_anywhere(device: str) -> Iterator[str]:
                 continue
             seen.add(namespace)
             for mount in parse_mounts((process / "mountinfo").read_bytes()):
-                if wanted == mount.device or mount.source == device:
+                if mount.device in wanted or mount.source in nodes:
                     yield mount.mount_point

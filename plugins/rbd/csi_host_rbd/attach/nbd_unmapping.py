@@ -16,6 +16,8 @@ from csi_host_rbd.attach.nbd_devices import NbdDevice
 
 _UNMAP_SECONDS = 30.0
 _FLUSH_SECONDS = 60.0
+# Enough for every process of a crowded machine: a device that one of them may have open is not taken away.
+_SEARCH_SECONDS = 20.0
 
 
 def unmap(
@@ -26,13 +28,15 @@ def unmap(
     is_connected: Callable[[], bool],
     patience: float,
     pause: Callable[[float], None],
+    search_seconds: float = _SEARCH_SECONDS,
 ) -> None:
     """Flush and unmap a device that nobody uses; one without a daemon is not flushed.
 
     ``options`` are rbd-nbd's for unmapping, separated by commas. Raises DeviceInUse after ``patience`` seconds, naming
-    who has it, and Unavailable when what was written cannot be flushed or the device stays.
+    who has it or a partition of it, also when ``search_seconds`` are not enough to look at every process; and
+    Unavailable when what was written cannot be flushed or the device stays.
     """
-    _wait_until_unused(device.device, patience, pause)
+    _wait_until_unused(device.device, patience, pause, search_seconds)
     if device.daemon is not None:
         # A device is written to the end when the last one closes it, and the daemon has it open until its own end.
         _flush(device.device, run)
@@ -62,11 +66,11 @@ def _flush(device: str, run: Runner) -> None:
         ) from error
 
 
-def _wait_until_unused(device: str, patience: float, pause: Callable[[float], None]) -> None:
+def _wait_until_unused(device: str, patience: float, pause: Callable[[float], None], search_seconds: float) -> None:
     """Raise DeviceInUse naming who has the device, but for who has it only for a moment, as udev does."""
     refuse_mounted(device)
     until = time.monotonic() + patience
-    while users := [user for user in holders_of(device) if not user.endswith(f"({PROGRAM})")]:
+    while users := [user for user in holders_of(device, seconds=search_seconds) if not user.endswith(f"({PROGRAM})")]:
         if time.monotonic() >= until:
             raise DeviceInUse(f"{device} is in use: {', '.join(users)}")
         pause(PAUSE_SECONDS)
