@@ -9,7 +9,7 @@ from csi_host.process import SECRET_FILE, ProcessError, ProcessTimeout
 from csi_host.testing.runner import Answer, Command, ScriptedRunner
 from csi_host_rbd.attach.attacher import Attachment, AttachmentLost, AttachRequest, DeviceInUse, ImageSpec
 from csi_host_rbd.attach.cleanup import LeftBehind
-from csi_host_rbd.attach.client import MapSlots, NetworkNamespaceMissing, RbdClient
+from csi_host_rbd.attach.client import NetworkNamespaceMissing, RbdClient
 from csi_host_rbd.attach.kernel_modules import ModuleMissing
 from csi_host_rbd.attach.krbd import AmbiguousDevice, KrbdAttacher
 
@@ -259,11 +259,3 @@ def test_the_image_is_looked_at_afresh_before_its_size_is_said(loaded: Kernel) -
 def test_growing_what_is_not_mapped_says_so(loaded: Kernel) -> None:
     with pytest.raises(AttachmentLost):
         loaded.attacher().grow(SPEC)
-
-
-def test_so_many_maps_at_once_and_no_more() -> None:
-    slots = MapSlots(1)
-    with slots.taken():
-        assert not slots._free.acquire(blocking=False)
-    with slots.taken():
-        pass

@@ -2,7 +2,9 @@
 
 import logging
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -13,11 +15,12 @@ from csi_host.locks import VolumeLocks
 from csi_host.process import run
 from csi_host.testing.runner import ScriptedRunner
 from csi_host_rbd.attach.attacher import AttachmentLost, ImageSpec
-from csi_host_rbd.attach.client import RbdClient
+from csi_host_rbd.attach.client import MAPS_AT_ONCE, RbdClient
 from csi_host_rbd.attach.kept_requests import KeptRequests
 from csi_host_rbd.attach.nbd import NbdAttacher
 from csi_host_rbd.node.healer import Healer
 from csi_host_rbd.node.stash import STASH_NAME, Stash, write_stash
+from csi_host_rbd.volume_id import VolumeId
 
 pytestmark = pytest.mark.root
 
@@ -50,14 +53,40 @@ class Patient(NbdAttacher):
         return self.is_known
 
 
+class Silent(Patient):
+    """One whose cluster ``silent`` does not answer until it is let."""
+
+    def __init__(self, *dead: str) -> None:
+        super().__init__(*dead)
+        self.answers = Event()
+        self.is_full = Event()
+
+    def heal(self, spec: ImageSpec) -> bool:
+        if spec.cluster_id == "silent":
+            self.asked.append(spec)
+            if len(self.asked) == MAPS_AT_ONCE // 2:
+                self.is_full.set()
+            self.answers.wait(30)
+            return False
+        return super().heal(spec)
+
+
+@contextmanager
+def mounted(directory: Path, volume_id: str) -> Iterator[Path]:
+    target = directory / volume_id
+    target.mkdir(parents=True)
+    run(["mount", "-t", "tmpfs", "none", str(target)], timeout=20)
+    try:
+        yield directory
+    finally:
+        run(["umount", str(target)], timeout=20)
+
+
 @pytest.fixture
 def staging(tmp_path: Path) -> Iterator[Path]:
     """A staging directory where the volume is mounted."""
-    target = tmp_path / "globalmount" / VOLUME
-    target.mkdir(parents=True)
-    run(["mount", "-t", "tmpfs", "none", str(target)], timeout=20)
-    yield target.parent
-    run(["umount", str(target)], timeout=20)
+    with mounted(tmp_path / "globalmount", VOLUME) as directory:
+        yield directory
 
 
 def test_a_staged_volumes_dead_device_is_healed_from_what_its_stash_says(
@@ -139,4 +168,38 @@ def test_it_looks_at_once_and_again_until_it_is_stopped(staging: Path, caplog: p
         assert nbd.dead == []
     finally:
         healer.stop()
-    assert "looking for devices without a daemon failed" in caplog.text
+    assert "healing devices without a daemon failed" in caplog.text
+
+
+def until(is_so: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 20
+    while not is_so() and time.monotonic() < end:
+        time.sleep(0.02)
+    return is_so()
+
+
+@pytest.mark.parametrize("form", ["a handle", "an administrator's id"])
+def test_a_cluster_that_does_not_answer_holds_no_other_ones_devices_up_nor_takes_all_map_slots(
+    staging: Path, tmp_path: Path, form: str
+) -> None:
+    silent = [
+        str(VolumeId(cluster_id="silent", pool_id=1, uuid=str(uuid.uuid4()))) if form == "a handle" else f"static-{n}"
+        for n in range(MAPS_AT_ONCE)
+    ]
+    write_stash(staging, STASH)
+    nbd = Silent(*silent)
+    healer = Healer(nbd, VolumeLocks(), period=0.05)
+    with ExitStack() as mounts:
+        for volume_id in silent:
+            place = mounts.enter_context(mounted(tmp_path / f"of-{volume_id}", volume_id))
+            write_stash(place, replace(STASH, cluster_id="silent", volume_id=volume_id))
+        healer.start()
+        try:
+            assert nbd.is_full.wait(20)
+            # Dies while the others are being tried.
+            nbd.dead.append(VOLUME)
+            assert until(lambda: VOLUME not in nbd.dead)
+            assert len([spec for spec in nbd.asked if spec.cluster_id == "silent"]) == MAPS_AT_ONCE // 2
+        finally:
+            healer.stop()
+            nbd.answers.set()

@@ -4,15 +4,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import BoundedSemaphore
+from threading import BoundedSemaphore, Lock
 
 from csi_host.errors import Aborted, FailedPrecondition, InvalidArgument
 from csi_host.process import SECRET_FILE, ProcessResult, Runner
 from csi_host.request import seconds_for
 from csi_host_rbd.attach.attacher import AttachRequest
 
-# So many at once: more make none of them faster, as each connects to the cluster with dozens of threads.
-_MAPS_AT_ONCE = 8
+# So many at once of a cluster: more make none of them faster, as each connects to it with dozens of threads.
+MAPS_AT_ONCE = 8
 _WAIT_SECONDS = 60.0
 # Beside what connecting may take: a program's own start and end, and the image's.
 _MARGIN_SECONDS = 60.0
@@ -23,21 +23,28 @@ class NetworkNamespaceMissing(FailedPrecondition):
 
 
 class MapSlots:
-    """How many images are mapped at once on this node, whichever mounters they have."""
+    """How many images of one cluster are mapped at once on this node, whichever mounters they have.
 
-    def __init__(self, count: int = _MAPS_AT_ONCE) -> None:
-        self._free = BoundedSemaphore(count)
+    Each cluster has its own, as those of one that does not answer are held for as long as connecting may take. It is
+    known by its ``mon_host``: a volume that ceph-csi staged does not say its cluster's id.
+    """
+
+    def __init__(self, count: int = MAPS_AT_ONCE) -> None:
         self._count = count
+        self._lock = Lock()
+        self._free: dict[str, BoundedSemaphore] = {}
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
+    def taken(self, mon_host: str) -> Iterator[None]:
         """Hold one, waited for as long as the caller can; raises Aborted when none becomes free."""
-        if not self._free.acquire(timeout=seconds_for("mapping the image", at_most=_WAIT_SECONDS)):
-            raise Aborted(f"{self._count} images are being mapped on this node already; ask again")
+        with self._lock:
+            free = self._free.setdefault(mon_host, BoundedSemaphore(self._count))
+        if not free.acquire(timeout=seconds_for("mapping the image", at_most=_WAIT_SECONDS)):
+            raise Aborted(f"{self._count} images of the cluster at {mon_host} are being mapped here already; ask again")
         try:
             yield
         finally:
-            self._free.release()
+            free.release()
 
 
 class RbdClient:
@@ -60,10 +67,18 @@ class RbdClient:
         self._connect_timeout = connect_timeout
         self._slots = slots or MapSlots()
 
-    def connected(self, program: str, arguments: list[str], request: AttachRequest) -> ProcessResult:
+    def map(self, program: str, arguments: list[str], request: AttachRequest) -> ProcessResult:
+        """Run a program that maps an image of the request's cluster, one of a few at once.
+
+        Raises what ``ask`` does, and Aborted when others take too long.
+        """
+        with self._slots.taken(request.mon_host):
+            return self.ask(program, arguments, request)
+
+    def ask(self, program: str, arguments: list[str], request: AttachRequest) -> ProcessResult:
         """Run a program that connects to the request's cluster as its user.
 
-        Raises ProcessError, InvalidArgument, NetworkNamespaceMissing, and Aborted when others take too long.
+        Raises ProcessError, InvalidArgument, NetworkNamespaceMissing.
         """
         for value in (request.mon_host, request.user):
             if not value.isprintable():
@@ -71,8 +86,7 @@ class RbdClient:
         connection = self._connection(request.mon_host, request.user)
         argv = [*_inside(request.network_namespace), program, *connection, *arguments]
         limit = 2 * self._connect_timeout + _MARGIN_SECONDS
-        with self._slots.taken():
-            return self._run(argv, timeout=seconds_for(f"running {program}", at_most=limit), secret_file=request.key)
+        return self._run(argv, timeout=seconds_for(f"running {program}", at_most=limit), secret_file=request.key)
 
     def _connection(self, mon_host: str, user: str) -> list[str]:
         conf = self._ceph_conf if self._ceph_conf is not None and self._ceph_conf.is_file() else Path(os.devnull)

@@ -169,7 +169,7 @@ class KrbdAttacher:
         spec = request.spec
         extra = "" if has_option(request.map_options, "read-from-replica") else self._extra_options(spec.cluster_id)
         options = ",".join(filter(None, ("noudev", request.map_options, extra)))
-        self._client.connected(
+        self._client.map(
             "rbd",
             [
                 *("map", "--pool", spec.pool, *(["--namespace", spec.namespace] if spec.namespace else [])),

@@ -230,7 +230,7 @@ class NbdAttacher:
             *_DAEMON_SETTINGS,
             f"--admin-socket={self._sockets.place(_name(request.spec))}",
         ]
-        self._client.connected(PROGRAM, [*settings, command, str(request.spec), *more, *words], request)
+        self._client.map(PROGRAM, [*settings, command, str(request.spec), *more, *words], request)
 
     def _revived(self, device: NbdDevice, spec: ImageSpec) -> NbdDevice:
         """Return the device with a daemon that can write what the page cache holds; without where nothing is known."""
@@ -272,7 +272,7 @@ class NbdAttacher:
         spec = request.spec
         namespace = ["--namespace", spec.namespace] if spec.namespace else []
         arguments = ["info", "--pool", spec.pool, *namespace, "--image", spec.image, "--format", "json"]
-        return int(json.loads(self._client.connected("rbd", arguments, request).stdout)["size"])
+        return int(json.loads(self._client.ask("rbd", arguments, request).stdout)["size"])
 
     def _followed(self, spec: ImageSpec, at_least: int) -> int:
         """Return the size that the device has by what its daemon told the kernel: the cluster cannot be asked."""
