@@ -1,6 +1,7 @@
 """rbd-nbd's log where a class asks for one."""
 
 import gzip
+import time
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,11 @@ def test_a_daemon_and_its_successor_write_a_log_that_is_compressed_in_the_end(no
     assert more.startswith(written)
     assert len(more) > len(written)
     kit.unstage()
+    # It is compressed in the background.
+    until = time.monotonic() + 60
+    while len(list((directory / "logs").iterdir())) != 1 or not Path(f"{log}.gz").exists():
+        assert time.monotonic() < until
+        time.sleep(0.2)
     (packed,) = (directory / "logs").iterdir()
     assert packed.name == f"{log.name}.gz"
     assert gzip.decompress(packed.read_bytes()).startswith(more)
