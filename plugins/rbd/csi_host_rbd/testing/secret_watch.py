@@ -1,6 +1,7 @@
 """Whether a secret shows: on a command line, in an environment, in a log or in a file."""
 
 import base64
+import itertools
 import os
 import stat
 import threading
@@ -41,11 +42,13 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """Look until told to end."""
         looks: Counter[str] = Counter()
-        while not self._ended.wait(_PAUSE_SECONDS):
+        for turn in itertools.count():
+            if self._ended.wait(_PAUSE_SECONDS):
+                return
             running = {entry.name for entry in os.scandir("/proc") if entry.name.isdigit()}
-            # A process is another one after exec, which comes soon if at all: not all are looked at for ever.
+            # A process is another one after exec, which comes soon if at all: later it is looked at now and then.
             for name in running:
-                if looks[name] < _LOOKS:
+                if looks[name] < _LOOKS or (turn + int(name)) % _LOOKS == 0:
                     looks[name] += 1
                     self._look(Path("/proc", name))
             looks = Counter({name: count for name, count in looks.items() if name in running})
