@@ -21,6 +21,7 @@ _MAY_START_PROGRAMS = {
     "core/csi_host/process.py": "the one place that does",
     "core/csi_host/testing/host_process.py": "runs csi-host itself, as a process to be signalled and killed",
     "core/csi_host/testing/csi_sanity.py": "runs the conformance suite for minutes; not part of a serving host",
+    "core/csi_host/testing/namespaces.py": "a process that has a mount namespace for as long as a test wants it",
     "plugins/rbd/csi_host_rbd/testing/pools.py": "a tool that watches an image for as long as a test wants it to",
     "plugins/rbd/csi_host_rbd/testing/victims.py": "processes that serve the driver, to be killed at a chosen step",
     "examples/rbd_walk/client.py": "a user's program beside the host: it runs csi-host as users do",

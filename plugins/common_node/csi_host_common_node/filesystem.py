@@ -1,5 +1,6 @@
 """What is on a device, and putting a filesystem on one that is proven to be blank."""
 
+import logging
 import os
 import shlex
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from csi_host_common_node.patience import DeviceSilent, Patience
 from csi_host_common_node.programs import needed_for, require
 from csi_host_common_node.reading import DeviceUnclear, read_beginning
 from csi_host_common_node.sparse import Extent
+from csi_host_common_node.unfinished import erase_unfinished_xfs
 
 __all__ = [
     "Blank",
@@ -28,6 +30,8 @@ __all__ = [
     "Has",
 ]
 
+log = logging.getLogger(__name__)
+
 DEFAULT_FS_TYPE: Final = "ext4"
 # No reserved blocks: root is not the one who fills a volume. No discard: a new volume has nothing to discard. The lazy
 # ext4 initialization is right on a device that reads as zeros, which is proven before.
@@ -39,6 +43,10 @@ _MKFS_OPTIONS: Final = {
 }
 _BLKID_SECONDS = 30.0
 _BLKID_FOUND_NOTHING = 2
+_PROBE_BY_HAND = (
+    "Look whether what serves the device is well (its daemon, its cluster, the kernel's log) and what is on it "
+    "(blkid --probe, wipefs --no-act); the volume is tried again"
+)
 # What changes a device is not killed for an impatient caller: half a mkfs or fsck is worse than a late one.
 _CHANGE_SECONDS = 3600.0
 # The bits of e2fsck's exit code (e2fsck(8)): 1 and 2 say that it repaired something.
@@ -95,7 +103,9 @@ class Filesystems:
             timeout = seconds_for(f"probing {name}", at_most=_BLKID_SECONDS)
             result = self._run(argv, timeout=timeout, ok_codes=(0, _BLKID_FOUND_NOTHING))
         except ProcessError as error:
-            raise DeviceUnclear(f"{name}: it is not known what is on it, so it stays as it is: {error}") from error
+            raise DeviceUnclear(
+                f"{name}: it is not known what is on it, so it stays as it is: {error}. {_PROBE_BY_HAND}"
+            ) from error
         return _content(name, result.exit_code, result.stdout)
 
     def prove_blank(self, device: StrPath, extents: Iterable[Extent] | None = None) -> BlankProof:
@@ -147,24 +157,34 @@ class Filesystems:
         if (content := self.content_of(device)) != Has(kind=fs_type):
             raise Internal(f"{os.fspath(device)}: mkfs.{fs_type} reported success, but the device shows {content}")
 
-    def check(self, device: StrPath, fs_type: str) -> None:
+    def erase_unfinished_xfs(self, device: StrPath) -> bool:
+        """Take away the signature of an xfs that mkfs did not finish; see ``unfinished``."""
+        return erase_unfinished_xfs(device, run=self._run, patience=self._patience)
+
+    def check(self, device: StrPath, fs_type: str) -> bool:
         """Repair what can be repaired without a question before an unmounted filesystem is mounted.
 
-        ext3 and ext4 only: xfs and btrfs replay their logs when they are mounted. Raises FilesystemDamaged.
+        ext3 and ext4 only: xfs and btrfs replay their logs when they are mounted. False when e2fsck could not look at
+        it, as it is mounted where we do not see it or is too new for this e2fsck: the mount decides then, and whoever
+        would change it unmounted must not. Raises FilesystemDamaged, and ProcessError when e2fsck was killed.
         """
         if not fs_type.startswith("ext"):
-            return
+            return True
         self._require(["e2fsck"])
         argv = ["e2fsck", "-p", "--", os.fspath(device)]
         try:
             self._run(argv, timeout=_CHANGE_SECONDS, ok_codes=range(_REPAIRED_AT_MOST + 1))
         except ProcessError as error:
-            if error.exit_code is None or not error.exit_code & _UNCORRECTED:
+            if error.exit_code is None or error.exit_code < 0:
                 raise
+            if not error.exit_code & _UNCORRECTED:
+                log.warning("%s was not checked before it is mounted: %s", os.fspath(device), error)
+                return False
             raise FilesystemDamaged(
                 f"{os.fspath(device)}: the {fs_type} filesystem has errors that are not repaired unasked; run "
                 f"e2fsck on it by hand, then try again: {error}"
             ) from error
+        return True
 
     def repair(self, device: StrPath) -> None:
         """Answer every question of e2fsck with yes, on an ext that is not mounted.
@@ -205,7 +225,7 @@ def _content(device: str, exit_code: int, output: str) -> Content:
         return Blank()
     raise DeviceUnclear(
         f"{device}: blkid ended with {exit_code} and said {output.strip() or 'nothing'!r}, which names no content; "
-        "the device stays as it is"
+        f"the device stays as it is. {_PROBE_BY_HAND}"
     )
 
 

@@ -51,7 +51,8 @@ class Patience:
         look = self._begin(name, lambda: found.append(action()))
         if not look.is_done.wait(seconds):
             raise DeviceSilent(
-                f"{name} has not answered for {seconds:.0f} s: what serves it is down or overloaded; nothing is changed"
+                f"{name} has not answered for {seconds:.0f} s: what serves it is down or overloaded: "
+                "look at its daemon and its cluster. Nothing is changed; ask again later"
             )
         if look.failure is not None:
             raise look.failure

@@ -37,6 +37,7 @@ PACKAGES: Final = {
     "stat": "coreutils",
     "tee": "coreutils",
     "umount": "mount",
+    "wipefs": "util-linux",
     "xfs_growfs": "xfsprogs",
 }
 

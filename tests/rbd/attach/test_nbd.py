@@ -138,3 +138,13 @@ def test_healing_needs_the_request_and_says_when_it_has_none(nbd_kernel: NbdKern
 def test_healing_what_is_not_there_says_so(nbd_kernel: NbdKernel) -> None:
     with pytest.raises(AttachmentLost):
         nbd_kernel.attacher().heal(SPEC)
+
+
+def test_what_is_connected_is_told_and_of_a_dead_device_the_volume(nbd_kernel: NbdKernel) -> None:
+    nbd_kernel.attacher().attach(REQUEST)
+    nbd_kernel.connect(1, number=901, cookie="v2")
+    found = nbd_kernel.attacher().attached()
+    assert [(str(spec), spec.volume_id) for spec in found] == [("rbd/tenant/one", "v1"), ("", "v2")]
+    for spec in found:
+        nbd_kernel.attacher().detach(spec)
+    assert nbd_kernel.attacher().attached() == []

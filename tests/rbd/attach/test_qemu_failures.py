@@ -275,7 +275,7 @@ def test_the_key_is_nowhere_on_disk_or_on_a_command_line(
     assert key not in Path(f"/proc/{pid}/cmdline").read_text()
     assert key not in Path(f"/proc/{pid}/environ").read_text()
     files = [path for path in directory.rglob("*") if path.is_file() and path.name != "image"]
-    assert {path.name for path in files} == {"ceph.conf", "node.json"}
+    assert {path.name for path in files} == {"ceph.conf", "node.json", "spec.json"}
     assert [path for path in files if key in path.read_text()] == []
     assert (directory / "qemu").stat().st_mode & 0o777 == 0o700
 

@@ -66,7 +66,7 @@ def test_a_mapping_is_found_by_its_volume_and_by_its_device(kernel: Kernel) -> N
     assert kernel.mappings.find(VOLUME) == kernel.mappings.at("/dev/dm-3") == expected
     assert kernel.mappings.find("another") is None
     assert kernel.mappings.at("/dev/dm-0") is None
-    assert kernel.mappings.close_at("/dev/dm-0") == ()
+    assert not kernel.mappings.close_at("/dev/dm-0")
     assert kernel.words() == []
 
 

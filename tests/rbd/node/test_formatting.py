@@ -1,7 +1,9 @@
 """A node formats what is proven blank, once, and nothing else; what it refuses keeps every byte."""
 
 import os
+import struct
 import threading
+import zlib
 from pathlib import Path
 
 import grpc
@@ -95,17 +97,40 @@ def test_a_formatted_volume_that_looks_blank_is_never_formatted(node: Node, refu
         kit.stage()
 
 
-@pytest.mark.parametrize(("argv", "found"), [(("mkfs.ext4", "-q"), "ext4"), (("mkswap",), "swap")])
-def test_what_somebody_elses_program_made_is_left_alone_and_named(
-    node: Node, refused: Refused, unchanged: Unchanged, argv: tuple[str, ...], found: str
+BY_HAND = ("wipefs --no-act", "blkid --probe", "blkdiscard --zeroout", "another image")
+
+
+ASK_FOR = ("Ask for ext4", "csi.storage.k8s.io/fstype")
+
+
+@pytest.mark.parametrize(
+    ("argv", "fs_type", "expected"),
+    [
+        (("mkfs.ext4", "-q"), "xfs", ("ext4", *ASK_FOR)),
+        (("mkfs.ext2", "-q"), "ext4", ("ext2", *BY_HAND)),
+        (("mkfs.ext2", "-q"), "", ("ext2", *BY_HAND)),
+        (("mkswap",), "xfs", ("swap", *BY_HAND)),
+    ],
+)
+def test_what_somebody_elses_program_made_is_left_alone_and_named_with_what_to_do(
+    node: Node, unchanged: Unchanged, argv: tuple[str, ...], fs_type: str, expected: tuple[str, ...]
 ) -> None:
-    kit = node.make_volume(mounted(fs_type="xfs"))
+    kit = node.make_volume(mounted(fs_type=fs_type))
     make_on_device(node, kit, *argv)
     is_unchanged = unchanged(kit)
-    with refused("FAILED_PRECONDITION", found, "left as it is"):
-        kit.stage()
+    words = refusal_of(kit)
+    for word in ("left as it is", *expected):
+        assert word in words
+    assert ("Ask for" in words) is ("Ask for ext4" in expected)
     assert is_unchanged()
     node.machine.assert_clean()
+
+
+def refusal_of(kit: Kit) -> str:
+    with pytest.raises(grpc.RpcError) as caught:
+        kit.stage()
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    return str(caught.value.details())
 
 
 # One partition of Linux' type in an old partition table, and the beginning of an encryption header.
@@ -113,16 +138,33 @@ PARTITIONS = bytes(446) + bytes.fromhex("00000000830000000008000000080000") + by
 LUKS = b"LUKS\xba\xbe\x00\x01aes" + bytes(29) + b"xts-plain64" + bytes(21) + b"sha256" + bytes(600)
 
 
-@pytest.mark.parametrize(("header", "found"), [(PARTITIONS, "partition table"), (LUKS, "crypto_LUKS")])
-def test_partitions_and_encrypted_volumes_are_left_alone_and_named(
-    node: Node, refused: Refused, image_of: ImageOf, header: bytes, found: str
+# The label of a physical volume of LVM, in the second sector: its place, the checksum of the rest, and its type.
+_LABEL = bytes.fromhex("20000000") + b"LVM2 001" + b"0" * 32 + bytes(448)
+_CHECKSUM = zlib.crc32(_LABEL, 0xF597A6CF ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
+LVM = bytes(512) + b"LABELONE" + struct.pack("<QI", 1, _CHECKSUM) + _LABEL
+SAY_SO = ('encrypted: "true"', "encryptionKMSID", "volumeAttributes", "volumeHandle")
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", ""])
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (PARTITIONS, ("partition table (dos)", "volumeMode: Block", *BY_HAND)),
+        (LUKS, ("crypto_LUKS", *SAY_SO)),
+        (LVM, ("LVM2_member", *BY_HAND)),
+    ],
+)
+def test_partitions_and_other_layers_are_left_alone_and_named_with_what_to_do(
+    node: Node, image_of: ImageOf, header: bytes, expected: tuple[str, ...], fs_type: str
 ) -> None:
-    kit = node.make_volume(mounted(fs_type="ext4"))
+    kit = node.make_volume(mounted(fs_type=fs_type))
     put(image_of, kit, 0, header)
     with image_of(kit, read_only=True) as image:
         before = content(image)
-    with refused("FAILED_PRECONDITION", found, "left as it is"):
-        kit.stage()
+    words = refusal_of(kit)
+    for word in ("left as it is", *expected):
+        assert word in words
+    assert "Ask for" not in words
     with image_of(kit, read_only=True) as image:
         assert content(image) == before
 
@@ -238,7 +280,7 @@ def test_a_probe_that_fails_never_formats(
     kit = node.make_volume(mounted(fs_type="ext4"))
     is_unchanged = unchanged(kit)
     fake_program("blkid", f"exit {exit_code}")
-    with refused("FAILED_PRECONDITION", "blkid"):
+    with refused("FAILED_PRECONDITION", "blkid", "what serves the device", "wipefs --no-act", "tried again"):
         kit.stage()
     assert is_unchanged()
     assert MARK_KEY not in kit.metadata()

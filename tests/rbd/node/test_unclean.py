@@ -118,17 +118,6 @@ def test_a_mounted_volume_with_a_damaged_stash_is_unstaged(node: Node, written: 
     assert list(written.staging.iterdir()) == []
 
 
-def test_a_damaged_stash_without_a_mount_is_an_error_that_names_the_file(written: Kit, refused: Refused) -> None:
-    written.unpublish()
-    stash = (written.staging / STASH_NAME).read_text()
-    unmount(written.staged)
-    (written.staging / STASH_NAME).write_text("{")
-    with refused("INTERNAL", STASH_NAME):
-        written.unstage()
-    (written.staging / STASH_NAME).write_text(stash)
-    written.unstage()
-
-
 def test_a_mount_removed_behind_our_back_is_made_again(written: Kit) -> None:
     written.unpublish()
     unmount(written.staged)

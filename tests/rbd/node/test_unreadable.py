@@ -10,11 +10,15 @@ import grpc
 import pytest
 
 from csi_host.process import run
+from csi_host.testing.runner import Answer, ScriptedRunner
+from csi_host_common_node.filesystem import Filesystems
+from csi_host_common_node.patience import DeviceSilent, Patience
+from csi_host_common_node.reading import DeviceUnclear, read_beginning
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.node.images import MARK_KEY
 from csi_host_rbd.node.stash import STASH_NAME
 from csi_host_rbd.testing.node_kit import FakeProgram, ImageOf, Kit, Node, Refused, Unchanged
-from csi_host_rbd.testing.rig import mounted
+from csi_host_rbd.testing.rig import block, mounted
 
 pytestmark = [pytest.mark.ceph, pytest.mark.root, pytest.mark.usefixtures("short_watches")]
 
@@ -113,6 +117,16 @@ def test_a_probe_that_hangs_never_formats(node: Node, unchanged: Unchanged, fake
     assert MARK_KEY not in kit.metadata()
     assert list(kit.staging.iterdir()) == []
     node.machine.assert_clean()
+
+
+def test_a_probe_that_takes_too_long_says_what_to_look_at(node: Node) -> None:
+    kit = node.make_volume(block())
+    kit.stage()
+    hanging = Filesystems(ScriptedRunner({"blkid": Answer(hangs=True)}))
+    with pytest.raises(DeviceUnclear, match=r"did not end within 30 s.*its daemon, its cluster.*tried again"):
+        hanging.content_of(kit.loop())
+    with node.machine.stopped_daemon(), pytest.raises(DeviceSilent, match=r"its daemon and its cluster.*ask again"):
+        Patience().look(kit.loop(), lambda: read_beginning(kit.loop()), at_most=0.5)
 
 
 def test_an_ext4_whose_first_mib_is_gone_is_never_formatted(

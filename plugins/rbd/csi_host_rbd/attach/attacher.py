@@ -101,6 +101,10 @@ class Attacher(Protocol):
         """Return the image's device on this node, None when it has none."""
         ...
 
+    def attached(self) -> list[ImageSpec]:
+        """Return the images that have something here, a device or a half-made one; "" where a part is not known."""
+        ...
+
     def reattach(self, request: AttachRequest) -> Attachment | None:
         """Give the image's dead device a new server, below whatever is mounted on it; None where that cannot be."""
         ...

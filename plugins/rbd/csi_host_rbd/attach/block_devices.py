@@ -85,6 +85,13 @@ def release(
         pause(PAUSE_SECONDS)
 
 
+def mount_points_anywhere(device: str) -> Iterator[str]:
+    """Yield where a device's filesystem, or a partition's, is mounted, in our namespace and in all we can see."""
+    with suppress(FileNotFoundError):
+        numbers = {Path(device).stat().st_rdev, *_numbers(device, _SYS_BLOCK)}
+        yield from _mount_points_anywhere(_nodes(device), numbers)
+
+
 def _nodes(device: str, sys_block: Path = _SYS_BLOCK) -> list[str]:
     """Return a device and its partitions."""
     whole = sys_block / Path(device).name

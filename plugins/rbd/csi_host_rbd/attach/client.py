@@ -84,7 +84,7 @@ class RbdClient:
             if not value.isprintable():
                 raise InvalidArgument(f"mon_host and user: expected printable text, got {value!r}")
         connection = self._connection(request.mon_host, request.user)
-        argv = [*_inside(request.network_namespace), program, *connection, *arguments]
+        argv = [*inside(request.network_namespace), program, *connection, *arguments]
         limit = 2 * self._connect_timeout + _MARGIN_SECONDS
         return self._run(argv, timeout=seconds_for(f"running {program}", at_most=limit), secret_file=request.key)
 
@@ -103,7 +103,11 @@ class RbdClient:
         ]
 
 
-def _inside(network_namespace: Path | None) -> list[str]:
+def inside(network_namespace: Path | None) -> list[str]:
+    """Return the beginning of a command line that runs a program there; empty for this process' own namespace.
+
+    The program takes the place of nsenter, its process id and all. Raises NetworkNamespaceMissing.
+    """
     if network_namespace is None:
         return []
     if not network_namespace.exists():

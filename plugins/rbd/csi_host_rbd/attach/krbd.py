@@ -56,6 +56,10 @@ class _Mapped:
     fsid: str
     size: int
 
+    @property
+    def spec(self) -> ImageSpec:
+        return ImageSpec(cluster_id="", pool=self.pool, namespace=self.namespace, image=self.image, fsid=self.fsid)
+
     def shows(self, spec: ImageSpec) -> bool:
         names = (self.pool, self.namespace, self.image, self.snapshot)
         is_named = names == (spec.pool, spec.namespace, spec.image, _NO_SNAPSHOT)
@@ -127,6 +131,10 @@ class KrbdAttacher:
         """Return the image's device, None when it has none; see Attacher.find. Raises AmbiguousDevice."""
         mapped = self._mapped(spec)
         return Attachment(device=mapped[0].device, read_only=self._is_read_only(mapped[0].device)) if mapped else None
+
+    def attached(self) -> list[ImageSpec]:
+        """Return the images that are mapped; see Attacher.attached. The kernel knows no cluster id, only its fsid."""
+        return [mapped.spec for mapped in self._devices() if mapped.snapshot == _NO_SNAPSHOT]
 
     def reattach(self, request: AttachRequest) -> Attachment | None:  # noqa: ARG002 - the protocol's signature
         """Return None: the kernel's client does not die, it waits for its cluster."""

@@ -133,6 +133,10 @@ class NbdAttacher:
         device = self._find(spec)
         return _attachment(device) if device else None
 
+    def attached(self) -> list[ImageSpec]:
+        """Return the images of the connected devices; see Attacher.attached. Of a dead one the volume id is known."""
+        return [device.spec for device in self._devices()]
+
     def reattach(self, request: AttachRequest) -> Attachment | None:
         """Start another daemon for the image's device if it has none; None when it has no device. See Attacher."""
         found = self._find(request.spec)

@@ -14,6 +14,8 @@ What a failure leaves, and who mends it (every case by the next ``attach`` or ``
   left its end is forced, which loses nothing, as the daemon has no write cache;
 * this process dies within ``detach``: the steps go from the device down to the directory, and each looks for what is
   still there;
+* its container ends, and with it the daemons and the mounts of their exports: the loop devices stay, and sysfs does not
+  say any more whose they are; whoever has one mounted gives it to ``detach_device``;
 * it dies within ``bare``: that daemon, its device and its directory (``<hash>-bare``) are taken away by the next
   ``bare`` or ``detach`` of the image, and stay out of ``find``'s sight until then.
 """
@@ -39,10 +41,14 @@ from csi_host_common_node.programs import require
 from csi_host_rbd.attach.attacher import Attachment, AttachmentLost, AttachRequest, ImageSpec
 from csi_host_rbd.attach.block_devices import attribute, refuse_mounted
 from csi_host_rbd.attach.cleanup import beyond_deadline, undo
-from csi_host_rbd.attach.storage_daemon import PROGRAM, Home, StorageDaemon
+from csi_host_rbd.attach.qemu_home import Home
+from csi_host_rbd.attach.qemu_modules import PROGRAM, RbdDriver
+from csi_host_rbd.attach.storage_daemon import StorageDaemon
 
 _ASK_SECONDS = 10.0
 _SOCKET_PATH_LIMIT = 107
+# What the kernel calls an export whose mount went with the container that it was made in, and its daemon too.
+_LOST_PLACES = frozenset({"/", "/image"})
 # Short, as it is part of a socket's path; 80 bits tell the images of one node apart.
 _HASH_LENGTH = 20
 
@@ -68,6 +74,7 @@ class QemuAttacher:
         self._run = run
         self._loops = LoopDevices(run)
         self._mounter = Mounter(run)
+        self._driver = RbdDriver(run)
         # The kernel names a loop device's file by its real path.
         self._directory = directory.resolve()
         self._ceph_conf = ceph_conf
@@ -75,11 +82,12 @@ class QemuAttacher:
         self._patience = patience
 
     def check(self) -> None:
-        """Raise FailedPrecondition naming the program or device that this machine lacks."""
-        require((PROGRAM, "losetup", "stat", "umount"))
+        """Raise FailedPrecondition naming the program, device or driver that this machine lacks."""
+        require((PROGRAM, "losetup", "nsenter", "stat", "umount"))
         for device, module in (("/dev/fuse", "fuse"), ("/dev/loop-control", "loop")):
             if not Path(device).exists():
                 raise FailedPrecondition(f"{device} is missing: load the kernel module {module} (modprobe {module})")
+        self._driver.require()
 
     def check_features(self, features: int) -> None:
         """Accept every image: the daemon has the same librbd that looked at it."""
@@ -122,6 +130,11 @@ class QemuAttacher:
             is_alive=self._daemon(home).is_running() and mount_at(home.export) is not None and not is_going(devices[0]),
         )
 
+    def attached(self) -> list[ImageSpec]:
+        """Return the images that have a directory, whatever there is of them; see Attacher.attached."""
+        homes = [Home(path=path) for path in sorted(self._directory.glob("*"))]
+        return [spec for home in homes if (spec := home.spec()) is not None]
+
     def reattach(self, request: AttachRequest) -> Attachment | None:  # noqa: ARG002 - the protocol's signature
         """Return None: the loop device keeps the file of the export that died, no other can take its place."""
         return None
@@ -138,6 +151,10 @@ class QemuAttacher:
     def detach_device(self, device: str) -> bool:
         """Detach the image behind a loop device; see Attacher.detach_device."""
         file = attribute(device, "loop/backing_file")
+        if file in _LOST_PLACES:
+            refuse_mounted(device)
+            self._loops.detach(device)
+            return True
         if file is None or Path(file).parent.parent != self._directory:
             return False
         home = Home(path=Path(file).parent)

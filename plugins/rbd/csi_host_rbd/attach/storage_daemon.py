@@ -18,16 +18,17 @@ from csi_host.kms import Passphrase
 from csi_host.process import Runner
 from csi_host.request import seconds_for
 from csi_host_rbd.attach.attacher import AttachmentLost, AttachRequest
+from csi_host_rbd.attach.client import inside
 from csi_host_rbd.attach.processes import end_process, find_processes, wait_for_end
+from csi_host_rbd.attach.qemu_home import Home
+from csi_host_rbd.attach.qemu_modules import PROGRAM
 from csi_host_rbd.attach.qmp import QmpClient, QmpRefused
 
-PROGRAM = "qemu-storage-daemon"
 _IMAGE_NODE = "image"
 _PROBE_NODE = "probe"
 _KEY = "key"
 _PASSPHRASE = "passphrase"  # noqa: S105 (the name of the object in the daemon, not its value)
 _EXPORT = "export"
-_BARE = "-bare"
 _START_SECONDS = 20.0
 # Opening waits for the monitors (bounded by the connect timeout) and then for the image's OSDs.
 _OPEN_MARGIN_SECONDS = 20.0
@@ -35,48 +36,6 @@ _OPEN_MARGIN_SECONDS = 20.0
 
 class ImageNotOpened(Unavailable):
     """The storage daemon could not open the image; the message has the daemon's words."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Home:
-    """The directory of one image's daemon; none of its files holds a secret."""
-
-    path: Path
-
-    @property
-    def bare(self) -> "Home":
-        """The directory of the image's other daemon, which shows it with its LUKS header."""
-        return Home(path=self.path.with_name(f"{self.path.name}{_BARE}"))
-
-    @property
-    def is_bare(self) -> bool:
-        """Whether this is such a directory."""
-        return self.path.name.endswith(_BARE)
-
-    @property
-    def socket(self) -> Path:
-        """Where the daemon listens for QMP."""
-        return self.path / "qmp.sock"
-
-    @property
-    def conf(self) -> Path:
-        """The daemon's ceph.conf."""
-        return self.path / "ceph.conf"
-
-    @property
-    def node(self) -> Path:
-        """How the daemon was told to open the image."""
-        return self.path / "node.json"
-
-    @property
-    def export(self) -> Path:
-        """The file that shows the image; looking at it can hang, so only programs with a timeout do."""
-        return self.path / "image"
-
-    def clear(self) -> None:
-        """Remove the files; nothing may be mounted on the export any more."""
-        for file in (self.socket, self.conf, self.node, self.export):
-            file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +71,18 @@ class StorageDaemon:
         return bool(self._pids())
 
     def start(self, request: AttachRequest) -> None:
-        """Start the process and have it export the image; raises ImageNotOpened, or non-final errors of QMP."""
+        """Start the process in the request's network namespace and have it export the image.
+
+        Raises ImageNotOpened, NetworkNamespaceMissing, or non-final errors of QMP.
+        """
+        enter = inside(request.network_namespace)
+        self._home.note(request.spec)
         node = _rbd_node(self._home, request)
-        self._home.conf.write_text(self._conf_text(request))
-        self._home.node.write_text(json.dumps(node))
-        self._home.export.touch(mode=0o600)
+        self._home.write(self._home.conf, self._conf_text(request))
+        self._home.write(self._home.node, json.dumps(node))
+        self._home.write(self._home.export, "")
         self._run(
-            [PROGRAM, "--daemonize", "--chardev", self._chardev, "--monitor", "chardev=qmp,mode=control"],
+            [*enter, PROGRAM, "--daemonize", "--chardev", self._chardev, "--monitor", "chardev=qmp,mode=control"],
             timeout=seconds_for(f"starting {PROGRAM}", at_most=_START_SECONDS),
             # What an operator set for other Ceph clients would win over the conf.
             environment={"CEPH_ARGS": "", "CEPH_CONF": ""},

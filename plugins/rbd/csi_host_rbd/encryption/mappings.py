@@ -89,13 +89,13 @@ class Mappings:
         if mapping is not None:
             self._close(mapping)
 
-    def close_at(self, device: str) -> tuple[str, ...]:
-        """Take the mapping at a device away and return the devices that were below; empty for any other device."""
+    def close_at(self, device: str) -> bool:
+        """Take the mapping at a device away; False for any other device."""
         mapping = self.at(device)
         if mapping is None:
-            return ()
+            return False
         self._close(mapping)
-        return mapping.below
+        return True
 
     def resize(self, volume_id: str) -> None:
         """Have the volume's mapping show all that the device below it has by now."""

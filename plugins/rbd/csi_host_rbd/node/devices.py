@@ -6,14 +6,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from csi_host.access import VolumeAccess
-from csi_host.errors import FailedPrecondition
 from csi_host.process import Runner, run
 from csi_host.request import remaining_seconds
-from csi_host_rbd.attach.attacher import Attacher, Attachment, AttachmentLost, AttachRequest, OpensLuks
+from csi_host_rbd.attach.attacher import Attacher, Attachment, AttachmentLost, AttachRequest, ImageSpec, OpensLuks
+from csi_host_rbd.attach.block_devices import attribute
 from csi_host_rbd.attach.nbd_logs import log_file, put_away
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.ceph.image import Image
 from csi_host_rbd.encryption.luks import Luks
+from csi_host_rbd.encryption.mappings import Mappings
 from csi_host_rbd.errors import VolumeInUse, VolumeIsSecondary
 from csi_host_rbd.node.encrypted import EncryptedDevices
 from csi_host_rbd.node.images import NodeImage
@@ -33,10 +34,17 @@ class Devices:
     ``pause`` sleeps for a number of seconds.
     """
 
-    def __init__(self, attachers: Attachers, *, run: Runner = run, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        attachers: Attachers,
+        *,
+        run: Runner = run,
+        pause: Callable[[float], None] = time.sleep,
+        mappings: Mappings | None = None,
+    ) -> None:
         self._attachers = attachers
         self.luks = Luks(run)
-        self._encrypted = EncryptedDevices(run, luks=self.luks)
+        self._encrypted = EncryptedDevices(run, luks=self.luks, mappings=mappings)
         self._pause = pause
 
     def mounter_of(self, image: NodeImage) -> str:
@@ -126,13 +134,26 @@ class Devices:
         if stash.mounter == "rbd-nbd" and stash.log_directory:
             put_away(log_file(stash.log_directory, stash.volume_id), stash.log_strategy)
 
-    def detach_device(self, device: str) -> None:
-        """Take a device away of which nothing else is known."""
-        for each in self._encrypted.detach_device(device):
-            if not any(attacher.detach_device(each) for attacher in self._attachers):
-                raise FailedPrecondition(
-                    f"{each} was unmounted, but which image it shows is not known; detach it by hand"
-                )
+    def stack_at(self, device: str) -> tuple[str, ...]:
+        """Return the devices that make up a device, topmost first, in the order in which they are detached."""
+        return self._encrypted.stack_at(device)
+
+    def stack_of(self, volume_id: str) -> tuple[str, ...]:
+        """Return the devices that make up the volume's mapping of dm-crypt, topmost first; empty without one."""
+        return self._encrypted.stack_of(volume_id)
+
+    def attached(self) -> list[tuple[Attacher, ImageSpec]]:
+        """Return all images that have something here, with whose it is; see Attacher.attached."""
+        return [(attacher, spec) for attacher in self._attachers for spec in attacher.attached()]
+
+    def detach_device(self, device: str) -> bool:
+        """Take a device away of which nothing else is known, but not what is below; fine when it shows nothing.
+
+        It has to be known that it was staged. False when it is none that an attacher makes.
+        """
+        if self._encrypted.close_at(device) or attribute(device, "size") == "0":
+            return True
+        return any(attacher.detach_device(device) for attacher in self._attachers)
 
     def grow(self, stash: Stash, *, at_least: int = 0) -> int:
         """Make the volume's device show the size that the image has now, and return that size; all in bytes."""

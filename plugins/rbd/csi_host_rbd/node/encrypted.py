@@ -111,9 +111,19 @@ class EncryptedDevices:
         """Take away what is on top of the attacher's device; fine when there is nothing. Raises DeviceInUse."""
         self._mappings.close(stash.volume_id)
 
-    def detach_device(self, device: str) -> tuple[str, ...]:
-        """Take away what is on top and return the attacher's devices; those are what is given for any other device."""
-        return self._mappings.close_at(device) or (device,)
+    def stack_at(self, device: str) -> tuple[str, ...]:
+        """Return the devices that make up a device, topmost first: of a mapping also what is below, else it alone."""
+        mapping = self._mappings.at(device)
+        return (device,) if mapping is None else (device, *mapping.below)
+
+    def stack_of(self, volume_id: str) -> tuple[str, ...]:
+        """Return the volume's mapping and what is below it, topmost first; empty when it has no mapping."""
+        mapping = self._mappings.find(volume_id)
+        return () if mapping is None else (mapping.device, *mapping.below)
+
+    def close_at(self, device: str) -> bool:
+        """Take a mapping away, but not what is below; False for any other device. Raises DeviceInUse."""
+        return self._mappings.close_at(device)
 
     def grow(self, attacher: Attacher, stash: Stash) -> None:
         """Have the device show all that the attacher's device shows by now; raises AttachmentLost."""

@@ -21,11 +21,15 @@ from typing import Protocol
 from csi_host.errors import FailedPrecondition
 from csi_host.node.mounts import mounts_of_device
 from csi_host_common_node.filesystem import DEFAULT_FS_TYPE, BlankProof, Filesystems, Has, parse_mkfs_options
-from csi_host_common_node.unfinished import erase_unfinished_xfs
 from csi_host_rbd.node.staged import FILESYSTEMS
 
 _FORMATTING = "formatting"
 _RAW = "raw"
+_LUKS = "crypto_LUKS"
+_LOOK = (
+    "Look at what is there (map the image by hand, then wipefs --no-act and blkid --probe): if nothing on it matters, "
+    "make it read as zeros by hand (blkdiscard --zeroout) and try again; if it does, choose another image"
+)
 
 
 def formatted(kind: str) -> str:
@@ -78,7 +82,7 @@ def ensure_filesystem(
     OtherFilesystem, InvalidArgument for ``mkfs_options`` where they are needed, and what the proof fails with.
     """
     content = filesystems.content_of(device)
-    if isinstance(content, Has) and not never_because and _erase_unfinished(device, image, content):
+    if isinstance(content, Has) and not never_because and _erase_unfinished(filesystems, device, image, content):
         content = filesystems.content_of(device)
     if isinstance(content, Has):
         _refuse_other(device, content, fs_type)
@@ -104,30 +108,37 @@ def mark_raw(image: Marked) -> None:
         image.write_mark(_RAW)
 
 
-def _erase_unfinished(device: str, image: Marked, content: Has) -> bool:
+def _erase_unfinished(filesystems: Filesystems, device: str, image: Marked, content: Has) -> bool:
     return (
         content == Has(kind="xfs")
         and image.read_mark() == f"{_FORMATTING} xfs"
         and not mounts_of_device(device)
-        and erase_unfinished_xfs(device)
+        and filesystems.erase_unfinished_xfs(device)
     )
 
 
 def _refuse_other(device: str, content: Has, fs_type: str) -> None:
+    if content.kind == fs_type or (not fs_type and content.kind in FILESYSTEMS):
+        return
     if content.is_partition_table:
         raise OtherFilesystem(
-            f"{device} holds a partition table ({content.kind}), expected a filesystem; left as it is"
+            f"{device} holds a partition table ({content.kind}), expected a filesystem; it is left as it is. Use the "
+            f"volume as a block device (volumeMode: Block). {_LOOK}"
         )
-    if not fs_type and content.kind not in FILESYSTEMS:
+    if content.kind == _LUKS:
         raise OtherFilesystem(
-            f"{device} holds {content.kind}, expected one of the filesystems {', '.join(sorted(FILESYSTEMS))}; it is "
-            "left as it is"
+            f"{device} holds a LUKS header ({_LUKS}), expected a filesystem; it is left as it is. If this is an "
+            'encrypted volume, it has to be called one (encrypted: "true" and its encryptionKMSID, in the StorageClass '
+            "that it is made with or in the volumeAttributes of a static volume); if it is not, look whether the "
+            "PersistentVolume names the right image (volumeHandle)"
         )
-    if fs_type and content.kind != fs_type:
+    if content.kind in FILESYSTEMS:
         raise OtherFilesystem(
             f"fs_type: the volume holds {content.kind}, but {fs_type} was asked for; it is left as it is. Ask for "
             f"{content.kind} (csi.storage.k8s.io/fstype in the StorageClass or fsType of the volume)"
         )
+    expected = fs_type or f"one of the filesystems {', '.join(sorted(FILESYSTEMS))}"
+    raise OtherFilesystem(f"{device} holds {content.kind}, expected {expected}; it is left as it is. {_LOOK}")
 
 
 def _mark_formatted(image: Marked, kind: str) -> None:

@@ -10,6 +10,7 @@ left and every repair is right: the next stage, on any node, makes it and grows 
 from csi_host.node.mounts import mounts_of_device
 from csi_host_common_node.filesystem import Filesystems
 from csi_host_common_node.resize import Grower
+from csi_host_rbd.attach.block_devices import mount_points_anywhere
 from csi_host_rbd.node.formatting import Marked, formatted, growing
 
 
@@ -18,14 +19,15 @@ def make_ready(filesystems: Filesystems, grower: Grower, device: str, kind: str,
 
     Raises FilesystemDamaged, and what checking and growing fail with.
     """
-    if mounts_of_device(device):
-        # Pods still have it, after the staging mount was lost; it was checked before that.
+    if mounts_of_device(device) or any(mount_points_anywhere(device)):
+        # Pods still have it, after the staging mount was lost, or another container has a copy of that mount: it was
+        # checked before, and is changed by the kernel only.
         return
     if image.read_mark() == growing(kind):
         filesystems.repair(device)
         image.write_mark(formatted(kind))
-    filesystems.check(device, kind)
-    if not grower.grows_mounted(kind):
+    is_checked = filesystems.check(device, kind)
+    if is_checked and not grower.grows_mounted(kind):
         _grow_unmounted(grower, device, kind, image)
 
 

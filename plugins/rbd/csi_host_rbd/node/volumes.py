@@ -6,7 +6,8 @@ What a failure leaves, and who mends it:
 * a step of ``stage`` fails: what this call made is undone; what cannot be undone turns the error into a non-final one;
 * the process dies within ``stage``: the retry finds the device, formats only what it may (see formatting) and mounts;
 * it dies within ``unstage``: the retry finds no mount, and detaches what the stash names; the stash goes last;
-* the stash is lost: a mount says which device it is, which is noted before ``unstage`` unmounts it;
+* the stash is lost: a mount, or else the volume's id, says which devices are its, see lost_volumes;
+* the qemu mounter's container has ended: a mount alone says which loop device has to go, see lost_volumes;
 * what serves the device has died below the mount: ``stage`` unmounts and attaches anew, ``unstage`` takes it away;
 * its device vanished, and pods still have mounts of it: ``stage`` attaches anew, ``publish`` replaces those mounts;
 * a growth is cut off: the filesystem is smaller than its device, and grows on when it is staged or expanded next;
@@ -14,6 +15,7 @@ What a failure leaves, and who mends it:
 * a reboot left a stash and a plain directory: ``publish`` refuses, ``stage`` and ``unstage`` go on from there.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,11 +36,13 @@ from csi_host_rbd.node.devices import Devices
 from csi_host_rbd.node.formatting import ensure_filesystem, mark_raw
 from csi_host_rbd.node.growing import make_ready
 from csi_host_rbd.node.images import NodeImage
-from csi_host_rbd.node.lost_stash import forget_device, note_device, noted_device
+from csi_host_rbd.node.lost_volumes import LostVolumes
 from csi_host_rbd.node.mounting import mount_filesystem
 from csi_host_rbd.node.staged import FILESYSTEMS, device_of, is_block, other_labels, refuse_otherwise, wants_read_only
 from csi_host_rbd.node.staging import Staging
 from csi_host_rbd.node.stash import Stash, StashUnreadable, remove_stash, write_stash
+
+log = logging.getLogger(__name__)
 
 _DIRECTORY_MODE = 0o750
 _FILE_MODE = 0o600
@@ -65,6 +69,7 @@ class NodeVolumes:
         self._filesystems = Filesystems(run, patience=patience)
         self._grower = Grower(run, patience=patience)
         self._devices = devices
+        self._lost = LostVolumes(devices, self._mounter)
 
     def is_staged(self, staging: Staging, access: VolumeAccess) -> bool:
         """Whether nothing is left to do: mounted, served by something alive, and known to the stash.
@@ -100,6 +105,7 @@ class NodeVolumes:
                 write_stash(staging.directory, self._devices.noted(stash))
                 return
             _refuse_shared(mount, staging)
+            self._lost.release(staging, mount, stash)
             self._mounter.unmount(staging.target)
         with Rollback() as rollback:
             rollback.add(lambda: self._release(staging, stash, was_attached=attachment is not None))
@@ -118,13 +124,17 @@ class NodeVolumes:
 
     def unstage(self, staging: Staging) -> None:
         """Unmount the volume and detach its image; fine when both are gone. Leaves the staging directory empty."""
-        mount = staging.mount()
-        stash = _stash_if_sound(staging) if mount else staging.stash()
+        try:
+            stash, is_damaged = staging.stash(), False
+        except StashUnreadable as error:
+            log.warning("volume %s is unstaged without its stash: %s", staging.volume_id, error)
+            stash, is_damaged = None, True
         if stash is not None and staging.owns(stash):
+            self._lost.release(staging, staging.mount(), stash)
             volumes.unpublish(self._mounter, staging.target)
             self._devices.detach(stash)
         else:
-            self._unstage_unknown(staging, mount)
+            self._lost.unstage(staging, staging.mount(), had_stash=is_damaged)
         if stash is None or staging.owns(stash):
             remove_stash(staging.directory)
 
@@ -178,16 +188,6 @@ class NodeVolumes:
     def _is_served(self, stash: Stash, mount: Mount) -> bool:
         attachment = self._devices.find(stash)
         return attachment is not None and attachment.is_alive and attachment.device == device_of(mount)
-
-    def _unstage_unknown(self, staging: Staging, mount: Mount | None) -> None:
-        """Unstage a volume whose stash is lost: its device is what is mounted, or was when an earlier call began."""
-        device = noted_device(staging) if mount is None else device_of(mount)
-        if device is not None and Path(device).exists():
-            note_device(staging, device)
-        volumes.unpublish(self._mounter, staging.target)
-        if device is not None and Path(device).exists():
-            self._devices.detach_device(device)
-        forget_device(staging)
 
     def _mount_filesystem(self, device: str, staging: Staging, access: VolumeAccess, image: NodeImage) -> None:
         read_only = wants_read_only(access)

@@ -11,7 +11,7 @@ from pathlib import Path
 from csi_host.node.mounts import read_mounts
 from csi_host.process import run
 from csi_host_rbd.attach.processes import find_processes, wait_for_end
-from csi_host_rbd.attach.storage_daemon import PROGRAM
+from csi_host_rbd.attach.qemu_modules import PROGRAM
 
 _END_SECONDS = 10.0
 
