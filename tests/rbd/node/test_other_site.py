@@ -1,9 +1,6 @@
 """Volumes of a site that was lost, on the nodes of the other one: the cluster mapping says where they are."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -11,6 +8,7 @@ from csi_host.proto import csi_pb2
 from csi_host_rbd.node.stash import read_stash
 from csi_host_rbd.testing.node_kit import Kit, Node, Refused
 from csi_host_rbd.testing.rig import mounted
+from csi_host_rbd.testing.rotating import rotate
 
 pytestmark = [pytest.mark.ceph, pytest.mark.root]
 
@@ -109,24 +107,9 @@ def test_the_passphrase_of_a_volume_of_the_lost_site_opens_it_and_is_changed(enc
     pair(node, {"site1": "site2"})
     kit.stage()
     assert (kit.publish() / "file").read_text() == "from the first site"
-    assert rotate(kit, node.directory) == (0, "")
+    done = rotate(kit, node.directory)
+    assert (done.returncode, done.stderr) == (0, "")
     kit.unpublish()
     kit.unstage()
     kit.stage()
     assert (kit.publish() / "file").read_text() == "from the first site"
-
-
-def rotate(kit: Kit, directory: Path) -> tuple[int, str]:
-    files = {
-        "cephcsiconfig": "config.json",
-        "clustermapping": "mapping.json",
-        "kmsconfig": "kms.json",
-        "qemudirectory": "qemu",
-        "cephconf": "none",
-    }
-    program = str(Path(sys.executable).with_name("csi-host"))
-    argv = [program, "rbd", "rotate-key", "--volume-id", kit.volume.volume_id]
-    argv += ["--secret-file", "-", *(f"--{name}={directory / file}" for name, file in files.items())]
-    secrets = json.dumps(dict(kit.rig.secrets))
-    done = subprocess.run(argv, input=secrets, capture_output=True, text=True, check=False, timeout=120)
-    return done.returncode, done.stderr

@@ -1,5 +1,6 @@
 """Changing a staged volume's passphrase by the command line."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,16 @@ _SECONDS = 300.0
 
 def rotate(kit: Kit, directory: Path) -> "subprocess.CompletedProcess[str]":
     """Call ``csi-host rbd rotate-key`` with the files of the node in ``directory``; return how it ended."""
-    secrets = "".join(f"{name}: {text!r}\n" for name, text in kit.rig.secrets.items())
-    files = {"cephcsiconfig": "config.json", "kmsconfig": "kms.json", "qemudirectory": "qemu", "cephconf": "none"}
+    files = {
+        "cephcsiconfig": "config.json",
+        "clustermapping": "mapping.json",
+        "kmsconfig": "kms.json",
+        "qemudirectory": "qemu",
+        "cephconf": "none",
+    }
     program = str(Path(sys.executable).with_name("csi-host"))
     argv = [program, "rbd", "rotate-key", "--volume-id", kit.volume.volume_id]
     argv += ["--secret-file", "-", *(f"--{name}={directory / file}" for name, file in files.items())]
-    return subprocess.run(argv, input=secrets, capture_output=True, text=True, check=False, timeout=_SECONDS)
+    return subprocess.run(
+        argv, input=json.dumps(kit.rig.secrets), capture_output=True, text=True, check=False, timeout=_SECONDS
+    )
