@@ -157,7 +157,7 @@ def test_the_passphrase_of_a_volume_in_use_is_changed(node: Node, mounter: str) 
     (kit.staged / "file").write_text("data")
     wrapped = kit.metadata()[WRAPPED]
     done = rotate(kit, node.directory)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.exit_code, done.stderr) == (0, "")
     assert kit.metadata()[WRAPPED] != wrapped
     (kit.staged / "more").write_text("more data")
     kit.unstage()

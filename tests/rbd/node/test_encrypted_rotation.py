@@ -39,12 +39,12 @@ def test_a_volume_in_use_gets_another_passphrase_unless_ceph_csi_is_at_it(
     with rados.Rados(conffile=str(ceph.ceph_conf)) as client, client.open_ioctx(node.rig.pool.name) as ioctx:
         ioctx.lock_exclusive(handle, name, cookie, "", 180, 0)
         refusal = rotate(kit, directory)
-        assert refusal.returncode == 1
+        assert refusal.exit_code == 1
         assert "somebody else" in refusal.stderr
         assert stored(kit, vault) == before
         ioctx.unlock(handle, name, cookie)
         done = rotate(kit, directory)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.exit_code, done.stderr) == (0, "")
         # ceph-csi leaves the object that the lock is on.
         with pytest.raises(rados.ObjectNotFound):
             ioctx.stat(handle)
@@ -62,14 +62,14 @@ def test_a_volume_in_use_gets_another_passphrase_unless_ceph_csi_is_at_it(
 def test_what_cannot_be_changed_is_said(node: Node, directory: Path) -> None:
     kit = node.make_volume(size_bytes=64 * MIB, encrypted="true")
     refusal = rotate(kit, directory)
-    assert refusal.returncode == 1
+    assert refusal.exit_code == 1
     assert "is not staged on this node" in refusal.stderr
     kit.stage()
     refusal = rotate(kit, directory)
-    assert refusal.returncode == 1
+    assert refusal.exit_code == 1
     assert "one passphrase" in refusal.stderr
     plain = node.make_volume(size_bytes=64 * MIB)
     plain.stage()
     refusal = rotate(plain, directory)
-    assert refusal.returncode == 1
+    assert refusal.exit_code == 1
     assert "is not encrypted" in refusal.stderr

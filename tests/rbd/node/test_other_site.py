@@ -108,7 +108,7 @@ def test_the_passphrase_of_a_volume_of_the_lost_site_opens_it_and_is_changed(enc
     kit.stage()
     assert (kit.publish() / "file").read_text() == "from the first site"
     done = rotate(kit, node.directory)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.exit_code, done.stderr) == (0, "")
     kit.unpublish()
     kit.unstage()
     kit.stage()

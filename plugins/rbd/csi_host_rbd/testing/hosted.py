@@ -18,7 +18,6 @@ ASK_AGAIN = {grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE}
 # A dead process is noticed at once, and its successor soon.
 _CHANNEL = (
     ("grpc.initial_reconnect_backoff_ms", 20),
-    ("grpc.min_reconnect_backoff_ms", 20),
     ("grpc.max_reconnect_backoff_ms", 100),
     ("grpc.enable_http_proxy", 0),
 )
