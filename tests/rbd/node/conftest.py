@@ -22,7 +22,7 @@ from csi_host_rbd.clusters import Clusters
 from csi_host_rbd.credentials import Credentials
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.encryption.keys import Keys
-from csi_host_rbd.node.images import NodeImage
+from csi_host_rbd.node.image import NodeImage
 from csi_host_rbd.testing.fast_luks import fast_luks
 from csi_host_rbd.testing.node_kit import FakeProgram, ImageOf, Kit, MakeNodeImage, Node, Refused, Unchanged, content
 from csi_host_rbd.testing.pools import PoolView

@@ -18,7 +18,7 @@ from csi_host_common_node.block import LoopDevices, backing_file
 from csi_host_rbd.attach.qemu import QemuAttacher
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.node.devices import Devices
-from csi_host_rbd.node.images import NodeImage
+from csi_host_rbd.node.image import NodeImage
 from csi_host_rbd.node.staged import device_of
 from csi_host_rbd.node.staging import Staging
 from csi_host_rbd.node.volumes import NodeVolumes

@@ -12,7 +12,7 @@ from csi_host.kms import Passphrase
 from csi_host.process import run
 from csi_host.proto import csi_pb2
 from csi_host_rbd.encryption.luks import Luks
-from csi_host_rbd.node.images import MARK_KEY
+from csi_host_rbd.node.marks import MARK_KEY
 from csi_host_rbd.testing.fast_luks import fast_luks
 from csi_host_rbd.testing.node_kit import ImageOf, Kit, Node, Refused
 from csi_host_rbd.testing.rig import block, mounted

@@ -19,7 +19,7 @@ from csi_host_rbd.encryption.secret_kms import SecretKms
 from csi_host_rbd.encryption.state import STATE
 from csi_host_rbd.node import encrypted
 from csi_host_rbd.node.devices import Devices
-from csi_host_rbd.node.images import NodeImage
+from csi_host_rbd.node.image import NodeImage
 from csi_host_rbd.node.staging import Staging
 from csi_host_rbd.node.volumes import NodeVolumes
 from csi_host_rbd.testing.fast_luks import fast_luks

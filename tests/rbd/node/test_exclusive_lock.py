@@ -4,7 +4,7 @@ import pytest
 
 from csi_host_rbd.devcluster import DevCluster
 from csi_host_rbd.encryption.state import STATE
-from csi_host_rbd.node.images import NodeImage
+from csi_host_rbd.node.image import NodeImage
 from csi_host_rbd.testing.node_kit import MakeNodeImage
 
 pytestmark = pytest.mark.ceph

@@ -11,7 +11,7 @@ import pytest
 from csi_host.process import run
 from csi_host.proto import csi_pb2
 from csi_host_common_node.programs import PACKAGES, needed_for
-from csi_host_rbd.node.images import MARK_KEY
+from csi_host_rbd.node.marks import MARK_KEY
 from csi_host_rbd.testing.node_kit import FakeProgram, ImageOf, Kit, Node, Refused, Unchanged
 from csi_host_rbd.testing.rig import block, mounted
 

@@ -12,7 +12,7 @@ import pytest
 from csi_host.node.mounts import mount_at
 from csi_host.process import run
 from csi_host.proto import csi_pb2
-from csi_host_rbd.node.images import MARK_KEY
+from csi_host_rbd.node.marks import MARK_KEY
 from csi_host_rbd.testing.node_kit import FakeProgram, ImageOf, Kit, Node, Refused, Unchanged, content
 from csi_host_rbd.testing.rig import block, mounted
 

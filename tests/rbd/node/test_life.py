@@ -14,7 +14,7 @@ from csi_host.node.mounts import Mount, mount_at
 from csi_host.process import run
 from csi_host.proto import csi_pb2
 from csi_host_common_node.resize import effective_capabilities
-from csi_host_rbd.node.images import MARK_KEY
+from csi_host_rbd.node.marks import MARK_KEY
 from csi_host_rbd.node.stash import STASH_NAME
 from csi_host_rbd.testing.node_kit import Kit, Node, Refused
 from csi_host_rbd.testing.rig import block, mounted

@@ -15,7 +15,7 @@ from csi_host_common_node.filesystem import Filesystems
 from csi_host_common_node.patience import DeviceSilent, Patience
 from csi_host_common_node.reading import DeviceUnclear, read_beginning
 from csi_host_rbd.devcluster import DevCluster
-from csi_host_rbd.node.images import MARK_KEY
+from csi_host_rbd.node.marks import MARK_KEY
 from csi_host_rbd.node.stash import STASH_NAME
 from csi_host_rbd.testing.node_kit import FakeProgram, ImageOf, Kit, Node, Refused, Unchanged
 from csi_host_rbd.testing.rig import block, mounted

@@ -1,5 +1,6 @@
 """The command lines of ``rbd`` and ``rbd-nbd``: as which user, to which cluster, through which network."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,16 +71,19 @@ class RbdClient:
     def map(self, program: str, arguments: list[str], request: AttachRequest) -> ProcessResult:
         """Run a program that maps an image of the request's cluster, one of a few at once.
 
-        Raises what ``ask`` does, and Aborted when others take too long.
+        Raises ProcessError, InvalidArgument, NetworkNamespaceMissing, and Aborted when others take too long.
         """
         with self._slots.taken(request.mon_host):
-            return self.ask(program, arguments, request)
+            return self._ask(program, arguments, request)
 
-    def ask(self, program: str, arguments: list[str], request: AttachRequest) -> ProcessResult:
-        """Run a program that connects to the request's cluster as its user.
+    def image_bytes(self, request: AttachRequest) -> int:
+        """Return the size of the request's image, without waiting for others; raises as ``map``, not Aborted."""
+        spec = request.spec
+        namespace = ["--namespace", spec.namespace] if spec.namespace else []
+        arguments = ["info", "--pool", spec.pool, *namespace, "--image", spec.image, "--format", "json"]
+        return int(json.loads(self._ask("rbd", arguments, request).stdout)["size"])
 
-        Raises ProcessError, InvalidArgument, NetworkNamespaceMissing.
-        """
+    def _ask(self, program: str, arguments: list[str], request: AttachRequest) -> ProcessResult:
         for value in (request.mon_host, request.user):
             if not value.isprintable():
                 raise InvalidArgument(f"mon_host and user: expected printable text, got {value!r}")

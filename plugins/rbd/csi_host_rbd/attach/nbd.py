@@ -25,7 +25,6 @@ What a failure leaves, and who mends it:
   a filesystem mounted, or a pod that has the block device open, this does not happen.
 """
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -193,7 +192,7 @@ class NbdAttacher:
         request = self._kept.find(spec)
         if request is None:
             return self._followed(spec, at_least)
-        size = self._image_bytes(request)
+        size = self._client.image_bytes(request)
         if device.size < size and device.cookie:
             try:
                 self._set_size(device.index, size, device.cookie)
@@ -271,12 +270,6 @@ class NbdAttacher:
 
     def _is_connected(self, device: NbdDevice) -> bool:
         return any((each.device, each.cookie) == (device.device, device.cookie) for each in self._devices())
-
-    def _image_bytes(self, request: AttachRequest) -> int:
-        spec = request.spec
-        namespace = ["--namespace", spec.namespace] if spec.namespace else []
-        arguments = ["info", "--pool", spec.pool, *namespace, "--image", spec.image, "--format", "json"]
-        return int(json.loads(self._client.ask("rbd", arguments, request).stdout)["size"])
 
     def _followed(self, spec: ImageSpec, at_least: int) -> int:
         """Return the size that the device has by what its daemon told the kernel: the cluster cannot be asked."""

@@ -17,7 +17,7 @@ from csi_host_rbd.encryption.luks import Luks
 from csi_host_rbd.encryption.mappings import Mappings
 from csi_host_rbd.errors import VolumeInUse, VolumeIsSecondary
 from csi_host_rbd.node.encrypted import EncryptedDevices
-from csi_host_rbd.node.images import NodeImage
+from csi_host_rbd.node.image import NodeImage
 from csi_host_rbd.node.stash import Stash
 
 # How long a stage waits for the image's last user to go: a client that died keeps its watch for 30 s.

@@ -36,7 +36,7 @@ from csi_host_rbd.encryption.luks import Luks, refused
 from csi_host_rbd.encryption.mappings import Mapping, Mappings
 from csi_host_rbd.errors import VolumeInUse
 from csi_host_rbd.features import Feature
-from csi_host_rbd.node.images import NodeImage
+from csi_host_rbd.node.image import NodeImage
 from csi_host_rbd.node.stash import Stash
 
 Ready = Callable[[], None]

@@ -35,7 +35,7 @@ from csi_host_rbd.attach.cleanup import Rollback
 from csi_host_rbd.node.devices import Devices
 from csi_host_rbd.node.formatting import ensure_filesystem, mark_raw
 from csi_host_rbd.node.growing import make_ready
-from csi_host_rbd.node.images import NodeImage
+from csi_host_rbd.node.image import NodeImage
 from csi_host_rbd.node.lost_volumes import LostVolumes
 from csi_host_rbd.node.mounting import mount_filesystem
 from csi_host_rbd.node.staged import FILESYSTEMS, device_of, is_block, other_labels, refuse_otherwise, wants_read_only

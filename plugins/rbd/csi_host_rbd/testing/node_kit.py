@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from csi_host.proto import csi_pb2
-from csi_host_rbd.node.images import NodeImage
+from csi_host_rbd.node.image import NodeImage
 from csi_host_rbd.testing.machine import Machine
 from csi_host_rbd.testing.rig import RbdRig, mounted
 
