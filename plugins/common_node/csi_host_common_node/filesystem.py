@@ -52,6 +52,8 @@ _CHANGE_SECONDS = 3600.0
 # The bits of e2fsck's exit code (e2fsck(8)): 1 and 2 say that it repaired something.
 _REPAIRED_AT_MOST = 3
 _UNCORRECTED = 4
+# It was told to end by a signal, in the middle of its work.
+_CANCELED = 32
 
 
 class FilesystemDamaged(FailedPrecondition):
@@ -166,7 +168,7 @@ class Filesystems:
 
         ext3 and ext4 only: xfs and btrfs replay their logs when they are mounted. False when e2fsck could not look at
         it, as it is mounted where we do not see it or is too new for this e2fsck: the mount decides then, and whoever
-        would change it unmounted must not. Raises FilesystemDamaged, and ProcessError when e2fsck was killed.
+        would change it unmounted must not. Raises FilesystemDamaged, and ProcessError when e2fsck was ended.
         """
         if not fs_type.startswith("ext"):
             return True
@@ -175,7 +177,7 @@ class Filesystems:
         try:
             self._run(argv, timeout=_CHANGE_SECONDS, ok_codes=range(_REPAIRED_AT_MOST + 1))
         except ProcessError as error:
-            if error.exit_code is None or error.exit_code < 0:
+            if error.exit_code is None or error.exit_code < 0 or error.exit_code & _CANCELED:
                 raise
             if not error.exit_code & _UNCORRECTED:
                 log.warning("%s was not checked before it is mounted: %s", os.fspath(device), error)

@@ -18,11 +18,13 @@ from csi_host_rbd.attach.qemu import QemuAttacher
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.encryption.luks import Luks
 from csi_host_rbd.encryption.mappings import Mappings
+from csi_host_rbd.node import lost_volumes
 from csi_host_rbd.node.devices import Devices
+from csi_host_rbd.node.lost_stash import note_devices, noted_devices
 from csi_host_rbd.node.staging import Staging
 from csi_host_rbd.node.stash import STASH_NAME
 from csi_host_rbd.node.volumes import NodeVolumes
-from csi_host_rbd.testing.node_kit import Kit, Node, Refused
+from csi_host_rbd.testing.node_kit import MIB, Kit, Node, Refused
 from csi_host_rbd.testing.rig import block, mounted
 
 pytestmark = [pytest.mark.ceph, pytest.mark.root]
@@ -187,8 +189,10 @@ def opened(staged: Kit, tmp_path: Path) -> Iterator[Mapped]:
 
 
 @pytest.fixture
-def mapped(node: Node, staged: Kit, opened: Mapped) -> Mapped:
+def mapped(node: Node, staged: Kit, opened: Mapped, monkeypatch: pytest.MonkeyPatch) -> Mapped:
     """The same, staged as a block volume; nothing but its name and the note is to say what belongs to it."""
+    # The kernel has no device of that number.
+    monkeypatch.setattr(lost_volumes, "device_of", lambda _: str(DM))
     staged.staged.touch()
     run(["mount", "--bind", str(DM), str(staged.staged)], timeout=20)
     for file in (node.directory / "qemu").glob("*/spec.json"):
@@ -241,3 +245,13 @@ def test_a_mapping_that_another_staging_path_has_mounted_stays_with_what_is_belo
     assert DM.exists()
     assert mount_at(elsewhere) is not None
     assert len(node.machine.loops()) == 1
+
+
+def test_what_an_earlier_call_has_noted_is_forgotten_when_the_volume_is_staged(node: Node) -> None:
+    kit = node.make_volume(size_bytes=64 * MIB)
+    place = Staging.of(str(kit.staging), kit.volume.volume_id)
+    kit.staging.mkdir(parents=True)
+    note_devices(place, ["/dev/null"])
+    assert noted_devices(place) == ("/dev/null",)
+    kit.stage()
+    assert noted_devices(place) == ()

@@ -9,6 +9,7 @@ from csi_host.testing.runner import Answer, Command, ScriptedRunner
 from csi_host_rbd.attach.client import RbdClient
 from csi_host_rbd.attach.krbd import KrbdAttacher
 from csi_host_rbd.attach.registry import Attachers
+from csi_host_rbd.node import lost_volumes
 from csi_host_rbd.node.devices import Devices
 from csi_host_rbd.node.lost_volumes import VolumeAmbiguous
 from csi_host_rbd.node.staging import Staging
@@ -115,17 +116,40 @@ def test_of_several_images_none_is_touched_and_all_are_named(
 
 
 @pytest.mark.parametrize(
-    ("volume_id", "image", "left"),
+    ("volume_id", "image"),
     [
-        (HANDLE, f"csi-vol-{UUID}", []),
-        ("by-hand", "by-hand", [0]),
-        (MIGRATED, f"kubernetes-dynamic-pvc-{OTHER}", [0]),
+        (HANDLE, f"csi-vol-{UUID}"),
+        ("by-hand", "by-hand"),
+        (MIGRATED, f"kubernetes-dynamic-pvc-{OTHER}"),
     ],
 )
-def test_without_a_trace_of_a_staging_only_an_image_with_the_uuid_is_looked_for(
-    kernel: Kernel, directory: Path, volume_id: str, image: str, left: list[int]
+def test_without_a_trace_of_a_staging_no_image_is_looked_for_by_its_name(
+    kernel: Kernel, directory: Path, volume_id: str, image: str
 ) -> None:
     kernel.map(0, image, pool="replicapool")
     directory.rmdir()
     kernel.volumes.unstage(Staging.of(str(directory), volume_id))
-    assert kernel.mapped() == left
+    assert kernel.mapped() == [0]
+
+
+def test_of_several_images_with_an_administrators_name_none_is_touched_and_the_volume_is_gone(
+    kernel: Kernel, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel.map(0, "by-hand")
+    kernel.map(1, "by-hand", pool="another")
+    spoil(directory)
+    kernel.volumes.unstage(Staging.of(str(directory), "by-hand"))
+    assert kernel.mapped() == [0, 1]
+    assert list(directory.iterdir()) == []
+    assert "another/by-hand of cluster fsid-a, rbd/by-hand of cluster fsid-a" in caplog.text
+
+
+def test_an_image_with_an_administrators_name_that_somebody_uses_stays(
+    kernel: Kernel, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lost_volumes, "holders_of", lambda device: [f"somebody who has {device}"])
+    kernel.map(0, "by-hand")
+    spoil(directory)
+    kernel.volumes.unstage(Staging.of(str(directory), "by-hand"))
+    assert kernel.mapped() == [0]
+    assert list(directory.iterdir()) == []

@@ -131,6 +131,9 @@ class Devices:
         if stash.encrypted:
             self._encrypted.detach(stash)
         self._attachers.named(stash.mounter).detach(stash.spec, stash.unmap_options)
+
+    def put_log_away(self, stash: Stash) -> None:
+        """Do with the log of what served the volume's device, which is detached, as its class wants it; never fails."""
         if stash.mounter == "rbd-nbd" and stash.log_directory:
             put_away(log_file(stash.log_directory, stash.volume_id), stash.log_strategy)
 

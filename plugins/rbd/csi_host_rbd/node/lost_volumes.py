@@ -6,11 +6,12 @@ volume's, and nothing else is:
 * what an earlier call has noted, see lost_stash;
 * the mapping of dm-crypt with the volume's name, and the devices below it;
 * a device of rbd-nbd whose cookie is the volume's id, and a storage daemon that was started for the volume;
-* what shows an image whose name ends with the handle's uuid, as the names that ceph-csi and this driver give do. A
-  volume that an administrator made has no uuid: its image has the handle for a name, in whatever pool.
+* where there is a stash that cannot be read: what shows an image whose name ends with the handle's uuid, as the names
+  that ceph-csi and this driver give do. A volume that an administrator made has no uuid: its image has the handle for a
+  name, in whatever pool; of these only one that nobody uses is taken away, and none of several.
 
 What is in use is refused as always. A stash that is not there at all is usual, as every repeated unstage finds none:
-then what is mounted is another staging path's and stays, and no image is looked for by an administrator's name.
+then what is mounted is another staging path's and stays, and no image is looked for by its name.
 """
 
 import logging
@@ -22,7 +23,7 @@ from csi_host.node.mounts import Mount, mounts_of_device
 from csi_host_common_node import volumes
 from csi_host_common_node.mounter import Mounter
 from csi_host_rbd.attach.attacher import Attacher, ImageSpec
-from csi_host_rbd.attach.block_devices import mount_points_anywhere
+from csi_host_rbd.attach.block_devices import holders_of, mount_points_anywhere
 from csi_host_rbd.migration import is_migrated, parse_migrated
 from csi_host_rbd.node.devices import Devices
 from csi_host_rbd.node.lost_stash import forget_devices, note_devices, noted_devices
@@ -32,6 +33,8 @@ from csi_host_rbd.node.stash import Stash
 from csi_host_rbd.volume_id import InvalidVolumeId, VolumeId
 
 log = logging.getLogger(__name__)
+
+Attached = tuple[Attacher, ImageSpec]
 
 
 class VolumeAmbiguous(FailedPrecondition):
@@ -51,15 +54,12 @@ class LostVolumes:
         Raises DeviceInUse, VolumeAmbiguous.
         """
         stack = self._stack(staging, had_stash=had_stash) if mount is None else self._devices.stack_at(device_of(mount))
-        stack = tuple(device for device in stack if Path(device).exists())
+        stack = tuple(device for device in stack if Path(device).is_block_device())
         if stack and staging.directory.is_dir():
             note_devices(staging, stack)
         volumes.unpublish(self._mounter, staging.target)
-        if strangers := self._detach(stack):
-            raise FailedPrecondition(
-                f"{', '.join(strangers)}: it is not known which image this shows; detach it by hand"
-            )
-        if mount is None:
+        self._detach(stack, staging)
+        if mount is None or not stack:
             for attacher, spec in self._images(staging.volume_id, had_stash=had_stash):
                 attacher.detach(spec)
         forget_devices(staging)
@@ -74,20 +74,21 @@ class LostVolumes:
             return
         note_devices(staging, stack)
         volumes.unpublish(self._mounter, staging.target)
-        if strangers := self._detach(stack):
-            log.warning("volume %s was staged as %s, which stays", staging.volume_id, ", ".join(strangers))
+        self._detach(stack, staging)
         forget_devices(staging)
 
     def _unknown(self, mount: Mount, stash: Stash) -> tuple[str, ...]:
         device, known = device_of(mount), self._devices.find(stash)
-        if not Path(device).exists() or (known is not None and known.device == device):
+        if not Path(device).is_block_device() or (known is not None and known.device == device):
             return ()
         return self._devices.stack_at(device)
 
-    def _detach(self, stack: Iterable[str]) -> list[str]:
-        """Detach devices, and return those that no attacher takes for its own."""
-        # What is closed has no device file any more.
-        return [device for device in stack if Path(device).exists() and not self._devices.detach_device(device)]
+    def _detach(self, stack: Iterable[str], staging: Staging) -> None:
+        """Detach devices, but those that no attacher takes for its own."""
+        for device in stack:
+            # What is closed has no device file any more.
+            if Path(device).exists() and not self._devices.detach_device(device):
+                log.warning("volume %s was staged as %s, which is no mounter's and stays", staging.volume_id, device)
 
     def _stack(self, staging: Staging, *, had_stash: bool) -> tuple[str, ...]:
         found = self._devices.stack_of(staging.volume_id)
@@ -95,36 +96,47 @@ class LostVolumes:
             found = ()
         return tuple(dict.fromkeys((*noted_devices(staging), *found)))
 
-    def _images(self, volume_id: str, *, had_stash: bool) -> list[tuple[Attacher, ImageSpec]]:
+    def _images(self, volume_id: str, *, had_stash: bool) -> list[Attached]:
         """Return the volume's images that are attached here, each once; raises VolumeAmbiguous."""
         if not had_stash and self._devices.stack_of(volume_id):
             # What is below a mapping that another staging path has mounted shows no mount of its own.
             return []
-        found = {
+        everything = {
             (attacher.name, str(spec), spec.fsid, spec.volume_id): (attacher, spec)
             for attacher, spec in self._devices.attached()
-            if _is_of(spec, volume_id, had_stash=had_stash)
-            and (had_stash or not any(map(_is_mounted, _devices_of(attacher, spec))))
         }
-        images = {(str(spec), spec.fsid) for _, spec in found.values() if not spec.volume_id}
-        if len(images) > 1:
-            if not had_stash:
-                return []
-            places = ", ".join(f"{name} of cluster {fsid or 'unknown'}" for name, fsid in sorted(images))
+        by_id = [
+            (attacher, spec)
+            for attacher, spec in everything.values()
+            if spec.volume_id == volume_id and (had_stash or not any(map(_is_mounted, _devices_of(attacher, spec))))
+        ]
+        if not had_stash:
+            return by_id
+        nameless = [(attacher, spec) for attacher, spec in everything.values() if not spec.volume_id]
+        try:
+            uuid = VolumeId.parse(volume_id).uuid
+        except InvalidVolumeId:
+            return [*by_id, *_administrators(nameless, volume_id)]
+        by_name = [(attacher, spec) for attacher, spec in nameless if spec.image.endswith(uuid)]
+        if len(by_name) > 1:
             raise VolumeAmbiguous(
                 f"volume {volume_id}: its image-meta.json is damaged, and several images that may be its are attached "
-                f"here: {places}; detach by hand those that nobody uses"
+                f"here: {_names(by_name)}; detach by hand those that nobody uses"
             )
-        return list(found.values())
+        return [*by_id, *by_name]
 
 
-def _is_of(spec: ImageSpec, volume_id: str, *, had_stash: bool) -> bool:
-    if spec.volume_id:
-        return spec.volume_id == volume_id
-    try:
-        return spec.image.endswith(VolumeId.parse(volume_id).uuid)
-    except InvalidVolumeId:
-        return had_stash and _is_administrators(spec, volume_id)
+def _administrators(attached: Iterable[Attached], volume_id: str) -> list[Attached]:
+    """Return the image of a name that an administrator gives, unless there are several of it, or it is in use."""
+    found = [(attacher, spec) for attacher, spec in attached if _is_administrators(spec, volume_id)]
+    is_free = len(found) == 1 and not any(map(holders_of, _devices_of(*found[0])))
+    if found and not is_free:
+        log.warning("volume %s is gone; whose these are is not known, so they stay: %s", volume_id, _names(found))
+    return found if is_free else []
+
+
+def _names(attached: Iterable[Attached]) -> str:
+    return ", ".join(sorted(f"{spec} of cluster {spec.fsid or 'unknown'}" for _, spec in attached))
 
 
 def _is_administrators(spec: ImageSpec, volume_id: str) -> bool:

@@ -36,6 +36,7 @@ from csi_host_rbd.node.devices import Devices
 from csi_host_rbd.node.formatting import ensure_filesystem, mark_raw
 from csi_host_rbd.node.growing import make_ready
 from csi_host_rbd.node.image import NodeImage
+from csi_host_rbd.node.lost_stash import forget_devices
 from csi_host_rbd.node.lost_volumes import LostVolumes
 from csi_host_rbd.node.mounting import mount_filesystem
 from csi_host_rbd.node.staged import FILESYSTEMS, device_of, is_block, other_labels, refuse_otherwise, wants_read_only
@@ -103,6 +104,7 @@ class NodeVolumes:
             if attachment and attachment.is_alive and attachment.device == device_of(mount):
                 # Staged all along: only the stash was lost, or the device's server replaced.
                 write_stash(staging.directory, self._devices.noted(stash))
+                forget_devices(staging)
                 return
             _refuse_shared(mount, staging)
             self._lost.release(staging, mount, stash)
@@ -110,6 +112,7 @@ class NodeVolumes:
         with Rollback() as rollback:
             rollback.add(lambda: self._release(staging, stash, was_attached=attachment is not None))
             write_stash(staging.directory, stash)
+            forget_devices(staging)
             device = self._devices.attach(stash, image, access, found=attachment)
             if (noted := self._devices.noted(stash)) != stash:
                 write_stash(staging.directory, noted)
@@ -133,6 +136,7 @@ class NodeVolumes:
             self._lost.release(staging, staging.mount(), stash)
             volumes.unpublish(self._mounter, staging.target)
             self._devices.detach(stash)
+            self._devices.put_log_away(stash)
         else:
             self._lost.unstage(staging, staging.mount(), had_stash=is_damaged)
         if stash is None or staging.owns(stash):
