@@ -1,9 +1,12 @@
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,9 +92,7 @@ class InterceptingRunner:
 def workdir(tmp_path: Path) -> Iterator[Path]:
     """Lend a directory below which no mount and no loop device may be left; what is left is removed all the same."""
     yield tmp_path
-    left = [f"mount at {mount.mount_point}" for mount in mounts_below(tmp_path)]
-    for mount in reversed(mounts_below(tmp_path)):
-        subprocess.run(["umount", "--no-canonicalize", "--lazy", "--", mount.mount_point], check=False)
+    left = _unmount_all_below(tmp_path)
     # A device that was detached while something of the machine's looks into it goes away a moment later.
     deadline = time.monotonic() + _LOOP_SECONDS
     while _loop_devices_on(tmp_path) and time.monotonic() < deadline:
@@ -100,6 +101,23 @@ def workdir(tmp_path: Path) -> Iterator[Path]:
         left.append(f"/dev/{name} on {file}")
         subprocess.run(["losetup", "--detach", f"/dev/{name}"], check=False)
     assert left == []
+
+
+@pytest.fixture
+def below_dev() -> Iterator[Path]:
+    """Lend a directory below /dev, below which no mount may be left; what is left is removed all the same."""
+    directory = Path(tempfile.mkdtemp(prefix="csi-host-test-", dir="/dev/shm"))
+    yield directory
+    left = _unmount_all_below(directory)
+    shutil.rmtree(directory)
+    assert left == []
+
+
+def _unmount_all_below(directory: Path) -> list[str]:
+    left = [mount.mount_point for mount in mounts_below(directory)]
+    for place in reversed(left):
+        subprocess.run(["umount", "--no-canonicalize", "--lazy", "--", place], check=False)
+    return [f"mount at {place}" for place in left]
 
 
 def _loop_devices_on(directory: Path) -> dict[str, str]:
@@ -166,7 +184,19 @@ def staged(workdir: Path, disk: Disk, mounter: Mounter) -> Iterator[Path]:
 
 @pytest.fixture
 def fuse_file(workdir: Path) -> Iterator[FuseFile]:
-    content, path = workdir / "content", workdir / "exported"
+    with _served_at(workdir) as fuse:
+        yield fuse
+
+
+@pytest.fixture
+def fuse_file_below_dev(below_dev: Path) -> Iterator[FuseFile]:
+    with _served_at(below_dev) as fuse:
+        yield fuse
+
+
+@contextmanager
+def _served_at(directory: Path) -> Iterator[FuseFile]:
+    content, path = directory / "content", directory / "exported"
     with content.open("wb") as file:
         file.truncate(8 * MIB)
     path.touch()
@@ -176,11 +206,13 @@ def fuse_file(workdir: Path) -> Iterator[FuseFile]:
             *("--export", f"type=fuse,id=export,node-name=disk,mountpoint={path},writable=on"),
         ]
     )
-    until = time.monotonic() + 20
-    while not mounts_below(workdir) and time.monotonic() < until:
-        time.sleep(0.02)
     fuse = FuseFile(path=path, daemon=daemon)
-    yield fuse
-    fuse.resume()
-    fuse.kill()
-    Mounter(run).unmount(path)
+    try:
+        until = time.monotonic() + 20
+        while not mounts_below(directory) and time.monotonic() < until:
+            time.sleep(0.02)
+        yield fuse
+    finally:
+        fuse.resume()
+        fuse.kill()
+        Mounter(run).unmount(path)

@@ -2,10 +2,11 @@
 
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from csi_host.node.mounts import mounts_below
+from csi_host_common_node.open_nodes import OpenNodes, processes
 
 # Stands among the users when not every process could be looked at: there may be more.
 NOT_ALL_SEEN = "processes that could not be looked at in time"
@@ -14,7 +15,12 @@ _NAMED_AT_MOST = 5
 _DEVICES = "/dev/"
 
 
-def users_of(*paths: str, numbers: Collection[int] = (), seconds: float = _SECONDS) -> list[str]:
+def users_of(
+    *paths: str,
+    numbers: Collection[int] = (),
+    seconds: float = _SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[str]:
     """Return processes, mounts and loop devices that use one of ``paths`` or something below it, a handful at most.
 
     Links are compared as text: following one into a dead mount would hang. ``numbers`` (``st_rdev``) are of block
@@ -22,49 +28,62 @@ def users_of(*paths: str, numbers: Collection[int] = (), seconds: float = _SECON
     """
     found = [f"mount at {mount.mount_point}" for path in paths for mount in mounts_below(path)]
     found += [f"/dev/{name}" for name, file in _loop_files() if _is_within(file, paths)]
-    until = time.monotonic() + seconds
-    for process in _processes():
-        if len(found) >= _NAMED_AT_MOST:
-            break
-        if time.monotonic() >= until:
-            return [*found, NOT_ALL_SEEN]
-        if any(_is_within(text, paths) or _is_one_of(numbers, link, text) for link, text in _links(process)):
-            found.append(f"process {process.name} ({_name(process)})")
+    until = clock() + seconds
+
+    def check_time() -> None:
+        if clock() >= until:
+            raise _TimeIsUp
+
+    nodes = OpenNodes(check_time)
+    try:
+        for process in processes():
+            if len(found) >= _NAMED_AT_MOST:
+                break
+            check_time()
+            if _uses(process, paths, numbers, nodes, check_time):
+                found.append(f"process {process.name} ({_name(process)})")
+    except _TimeIsUp:
+        return [*found, NOT_ALL_SEEN]
     return found[:_NAMED_AT_MOST]
 
 
-def _processes() -> Iterator[Path]:
-    return (entry for entry in Path("/proc").iterdir() if entry.name.isdigit())
+class _TimeIsUp(Exception):
+    pass
 
 
-def _links(process: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the links of a process, and to what they lead."""
-    for name in ("cwd", "root"):
-        yield from _target(process / name)
+def _uses(
+    process: Path,
+    paths: Collection[str],
+    numbers: Collection[int],
+    nodes: OpenNodes,
+    check_time: Callable[[], None],
+) -> bool:
+    if any(_is_within(_target(process / name), paths) for name in ("cwd", "root")):
+        return True
+    for descriptor in _descriptors(process):
+        check_time()
+        target = _target(descriptor)
+        if _is_within(target, paths):
+            return True
+        # Below /dev may be any filesystem, a dead one too: not every link there can be followed.
+        if numbers and target.startswith(_DEVICES) and nodes.number_of(process, descriptor.name) in numbers:
+            return True
+    return False
+
+
+def _descriptors(process: Path) -> list[Path]:
     try:
-        descriptors = list((process / "fd").iterdir())
+        return list((process / "fd").iterdir())
     except OSError:
-        return
-    for descriptor in descriptors:
-        yield from _target(descriptor)
+        return []
 
 
-def _target(link: Path) -> Iterator[tuple[Path, str]]:
-    # Processes come and go while we look.
+def _target(link: Path) -> str:
+    """Return to what a link leads; nothing when it is gone: processes come and go while we look."""
     try:
-        yield link, str(link.readlink())
+        return str(link.readlink())
     except OSError:
-        return
-
-
-def _is_one_of(numbers: Collection[int], link: Path, text: str) -> bool:
-    # Nothing but a filesystem in memory is below /dev, so following the link does not hang.
-    if not numbers or not text.startswith(_DEVICES):
-        return False
-    try:
-        return link.stat().st_rdev in numbers
-    except OSError:
-        return False
+        return ""
 
 
 def _name(process: Path) -> str:
