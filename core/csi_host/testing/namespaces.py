@@ -1,6 +1,7 @@
 """Another container on this machine, as far as mounts go: a mount namespace of its own that lives as long as a test."""
 
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +24,13 @@ class RunThere:
 
 @contextmanager
 def other_mount_namespace() -> Iterator[RunThere]:
-    """Yield what runs programs in a new mount namespace, which ends with the ``with``."""
-    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; read end"]
-    keeper = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    """Yield what runs programs in a new mount namespace, which ends with the ``with``.
+
+    The volumes that are mounted on this machine are not mounted there: tests of others may run beside.
+    """
+    keeper = subprocess.Popen(
+        [sys.executable, "-m", "csi_host.testing.namespace_keeper"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     with keeper:
         try:
             if keeper.stdout is None or keeper.stdout.readline() != b"ready\n":
