@@ -140,11 +140,19 @@ def test_healing_what_is_not_there_says_so(nbd_kernel: NbdKernel) -> None:
         nbd_kernel.attacher().heal(SPEC)
 
 
-def test_what_is_connected_is_told_and_of_a_dead_device_the_volume(nbd_kernel: NbdKernel) -> None:
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_what_is_connected_is_told_and_of_a_dead_device_that_nothing_was_kept_of_the_volume(
+    nbd_kernel: NbdKernel, *, is_alive: bool
+) -> None:
     nbd_kernel.attacher().attach(REQUEST)
+    if not is_alive:
+        nbd_kernel.kill(nbd_kernel.pids)
     nbd_kernel.connect(1, number=901, cookie="v2")
+    nbd_kernel.connect(nbd_kernel.start("rbd-nbd", "map", "rbd/three", "--cookie=v3"), number=902, cookie="v3")
     found = nbd_kernel.attacher().attached()
-    assert [(str(spec), spec.volume_id) for spec in found] == [("rbd/tenant/one", "v1"), ("", "v2")]
+    told = [(str(spec), spec.volume_id) for spec in found]
+    assert told == [("rbd/tenant/one", "v1"), ("", "v2"), ("rbd/three", "v3")]
+    assert found[0].cluster_id == "ceph-a"
     for spec in found:
         nbd_kernel.attacher().detach(spec)
     assert nbd_kernel.attacher().attached() == []

@@ -1,5 +1,6 @@
 """Which of the kernel's mapped images belong to a volume of which no stash says what it is; /sys is arranged here."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from csi_host_rbd.node.lost_volumes import VolumeAmbiguous
 from csi_host_rbd.node.staging import Staging
 from csi_host_rbd.node.stash import STASH_NAME
 from csi_host_rbd.node.volumes import NodeVolumes
+from csi_host_rbd.testing.nbd_kernel import REQUEST, NbdKernel
 
 UUID = "2a7c9c3e-0d5f-4c0e-9a52-6f0b7a1d9e11"
 OTHER = "5f0b7a1d-9e11-4c0e-9a52-2a7c9c3e0d5f"
@@ -153,3 +155,26 @@ def test_an_image_with_an_administrators_name_that_somebody_uses_stays(
     kernel.volumes.unstage(Staging.of(str(directory), "by-hand"))
     assert kernel.mapped() == [0]
     assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_spoilt", [True, False], ids=["damaged", "gone"])
+def test_a_network_block_device_that_has_lost_its_daemon_gets_one_to_write_what_is_not_yet_written(
+    nbd_kernel: NbdKernel, directory: Path, *, is_spoilt: bool
+) -> None:
+    request = replace(REQUEST, spec=replace(REQUEST.spec, image=f"csi-vol-{UUID}", volume_id=HANDLE))
+    nbd_kernel.attacher().attach(request)
+    nbd_kernel.kill(nbd_kernel.pids)
+    nbd_kernel.connect(1, number=901, cookie="another")
+    if is_spoilt:
+        spoil(directory)
+    nbd_kernel.run.commands.clear()
+    nbd = nbd_kernel.attacher()
+    volumes = NodeVolumes(run=run, devices=Devices(Attachers([nbd], default="rbd-nbd"), run=nbd_kernel.run))
+    volumes.unstage(Staging.of(str(directory), HANDLE))
+    revived, flushed, unmapped = nbd_kernel.run.commands
+    assert (revived.argv[0], "attach" in revived.argv, str(request.spec) in revived.argv) == ("rbd-nbd", True, True)
+    assert revived.secret_file == request.key
+    assert flushed.argv[:2] == ("blockdev", "--flushbufs")
+    assert unmapped.argv[:2] == ("rbd-nbd", "unmap")
+    assert [spec.volume_id for spec in nbd.attached()] == ["another"]
+    assert nbd_kernel.kept.find(request.spec) is None

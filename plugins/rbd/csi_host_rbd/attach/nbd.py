@@ -133,8 +133,11 @@ class NbdAttacher:
         return _attachment(device) if device else None
 
     def attached(self) -> list[ImageSpec]:
-        """Return the images of the connected devices; see Attacher.attached. Of a dead one the volume id is known."""
-        return [device.spec for device in self._devices()]
+        """Return the images of the connected devices; see Attacher.attached.
+
+        Of a dead one of which nothing was kept the volume id alone is known.
+        """
+        return [self._spec_of(device) for device in self._devices()]
 
     def reattach(self, request: AttachRequest) -> Attachment | None:
         """Start another daemon for the image's device if it has none; None when it has no device. See Attacher."""

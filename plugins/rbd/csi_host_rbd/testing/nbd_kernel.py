@@ -80,7 +80,8 @@ class NbdKernel:
     def rbd_nbd(self, command: Command) -> Answer:
         """Do what the program does."""
         if "map" in command.argv:
-            self.connect(self.start(*command.argv))
+            cookies = (word.partition("=")[2] for word in command.argv if word.startswith("--cookie="))
+            self.connect(self.start(*command.argv), cookie=next(cookies, ""))
         elif "attach" in command.argv:
             self.start(*command.argv)
         else:
