@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from csi_host.proto import csi_pb2
 from csi_host.testing.contexts import host_context
 from csi_host.testing.runner import ScriptedRunner
 from csi_host.testing.server import Served, serving
+from csi_host_rbd.attach.attacher import AttachRequest
 from csi_host_rbd.attach.registry import Attachers
 from csi_host_rbd.backend import Backend
 from csi_host_rbd.ceph.connections import Connections, Timeouts
@@ -139,3 +141,35 @@ def test_a_staged_volume_is_staged_also_where_its_key_cannot_be_kept(
     assert nbd_kernel.kept.find(stash.spec) is None
     assert "how to heal its device is not kept" in caplog.text
     assert KEY not in caplog.text
+
+
+@pytest.mark.root
+def test_a_volume_staged_from_one_site_is_healed_from_there_whatever_the_mapping_says(
+    nbd_kernel: NbdKernel, served: Served, staged: Path, tmp_path: Path
+) -> None:
+    sites = [{"clusterID": "ceph-b", "monitors": ["192.0.2.2:6789"]}]
+    sites.append({"clusterID": "ceph-a", "monitors": ["192.0.2.1:6789"]})
+    (tmp_path / "config.json").write_text(json.dumps(sites))
+    pairs = [{"clusterIDMapping": {"ceph-a": "ceph-b"}, "RBDPoolIDMapping": []}]
+    (tmp_path / "cluster-mapping.json").write_text(json.dumps(pairs))
+    stash = Stash(pool="rbd", image="one", cluster_id="ceph-a", volume_id=VOLUME, mounter="rbd-nbd")
+    write_stash(staged, stash)
+    nbd_kernel.connect(nbd_kernel.start("rbd-nbd", "map", "rbd/one", f"--cookie={VOLUME}"), cookie=VOLUME)
+    stage(served, staged)
+    kept = nbd_kernel.kept.find(stash.spec)
+    assert kept is not None
+    assert (kept.spec, kept.mon_host) == (stash.spec, "192.0.2.1:6789")
+
+
+@pytest.mark.root
+def test_the_key_of_a_device_of_another_cluster_than_the_stash_says_is_not_replaced(
+    nbd_kernel: NbdKernel, served: Served, staged: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stash = Stash(pool="rbd", image="one", cluster_id="ceph-a", volume_id=VOLUME, mounter="rbd-nbd")
+    write_stash(staged, stash)
+    nbd_kernel.connect(nbd_kernel.start("rbd-nbd", "map", "rbd/one", f"--cookie={VOLUME}"), cookie=VOLUME)
+    own = AttachRequest(spec=replace(stash.spec, cluster_id="ceph-b"), mon_host="192.0.2.2:6789", user="csi", key=KEY)
+    nbd_kernel.kept.keep(own)
+    stage(served, staged)
+    assert nbd_kernel.kept.find_volume(VOLUME) == own
+    assert "is still a device here of rbd/one of cluster ceph-b" in caplog.text

@@ -39,6 +39,17 @@ class ImageSpec:
     def __str__(self) -> str:
         return "/".join(part for part in (self.pool, self.namespace, self.image) if part)
 
+    @property
+    def cluster(self) -> str:
+        """What a message calls its cluster."""
+        return self.fsid or self.cluster_id or "unknown"
+
+    def is_of_other_cluster(self, other: "ImageSpec") -> bool:
+        """Whether it is known that the two are of different clusters: by their own ids, else by the configuration's."""
+        if self.fsid and other.fsid:
+            return self.fsid != other.fsid
+        return bool(self.cluster_id and other.cluster_id) and self.cluster_id != other.cluster_id
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttachRequest:
@@ -93,7 +104,7 @@ class Attacher(Protocol):
     def attach(self, request: AttachRequest) -> Attachment:
         """Return the image's device, made unless it is there; a dead or half-made one is replaced.
 
-        Raises DeviceInUse when the image is attached otherwise than asked and in use.
+        Raises DeviceInUse when the image is attached otherwise than asked and in use, and as ``refuse_other_cluster``.
         """
         ...
 
@@ -105,8 +116,19 @@ class Attacher(Protocol):
         """Return the images that have something here, a device or a half-made one; "" where a part is not known."""
         ...
 
+    def refuse_other_cluster(self, spec: ImageSpec) -> None:
+        """Raise DeviceInUse when what ``find`` takes for the image's device is known to be another cluster's.
+
+        What one of two sites has not got yet from the page cache of a device would be written into the other one's
+        older copy.
+        """
+        ...
+
     def reattach(self, request: AttachRequest) -> Attachment | None:
-        """Give the image's dead device a new server, below whatever is mounted on it; None where that cannot be."""
+        """Give the image's dead device a new server, below whatever is mounted on it; None where that cannot be.
+
+        Raises as ``refuse_other_cluster`` does.
+        """
         ...
 
     def keep(self, request: AttachRequest) -> None:

@@ -136,6 +136,9 @@ class KrbdAttacher:
         """Return the images that are mapped; see Attacher.attached. The kernel knows no cluster id, only its fsid."""
         return [mapped.spec for mapped in self._devices() if mapped.snapshot == _NO_SNAPSHOT]
 
+    def refuse_other_cluster(self, spec: ImageSpec) -> None:
+        """Do nothing: the kernel says of which cluster each device is."""
+
     def reattach(self, request: AttachRequest) -> Attachment | None:  # noqa: ARG002 - the protocol's signature
         """Return None: the kernel's client does not die, it waits for its cluster."""
         return None

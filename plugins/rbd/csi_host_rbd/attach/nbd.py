@@ -14,6 +14,7 @@ What a failure leaves, and who mends it:
   daemon is ended, its device with it;
 * the daemon is killed: ``find`` says ``is_alive=False``; ``attach`` and the healer re-attach, ``detach`` does so
   first too, where it knows the key, so that what is not yet written is written;
+* the volume is wanted of another cluster, as its site was lost: DeviceInUse, until its device here is detached;
 * the device is mounted or open: rbd-nbd and the kernel would take it away all the same and lose what is not yet
   written, so it is looked for in every mount namespace and process, and DeviceInUse says where;
 * it is closed, but its last writes are in the page cache, as the daemon has it open too: they are flushed first, and
@@ -34,26 +35,17 @@ from csi_host.errors import CsiError, FailedPrecondition, Unavailable
 from csi_host.process import Runner
 from csi_host_common_node.programs import require
 from csi_host_rbd.attach import nbd_netlink
-from csi_host_rbd.attach.attacher import Attachment, AttachmentLost, AttachRequest, ImageSpec
+from csi_host_rbd.attach.attacher import Attachment, AttachmentLost, AttachRequest, DeviceInUse, ImageSpec
 from csi_host_rbd.attach.block_devices import comes_true, refuse_mounted
 from csi_host_rbd.attach.cleanup import undo
 from csi_host_rbd.attach.client import RbdClient
 from csi_host_rbd.attach.kept_requests import KeptRequests
 from csi_host_rbd.attach.kernel_modules import KernelModule
-from csi_host_rbd.attach.map_options import has_option
+from csi_host_rbd.attach.nbd_commands import words_of
 from csi_host_rbd.attach.nbd_daemons import PROGRAM, end_daemons, mapped_for, sees_machines_pids
 from csi_host_rbd.attach.nbd_devices import NbdDevice, connected_devices
-from csi_host_rbd.attach.nbd_logs import can_be_written
 from csi_host_rbd.attach.nbd_sockets import SOCKETS, AdminSockets
 from csi_host_rbd.attach.nbd_unmapping import unmap
-
-# No pid file under a name that all daemons of one user share, and no I/O error while OSDs are away.
-_DAEMON_SETTINGS = ("--pid-file=", "--rados-osd-op-timeout=0")
-_DEFAULT_OPTIONS = {
-    "try-netlink": "--try-netlink",
-    "reattach-timeout": "--reattach-timeout=300",
-    "io-timeout": "--io-timeout=0",
-}
 
 
 class SizeNotKnown(FailedPrecondition):
@@ -108,6 +100,7 @@ class NbdAttacher:
         """Return the image's device, its daemon replaced if it has died; see Attacher.attach."""
         self.check()
         spec = request.spec
+        self.refuse_other_cluster(spec)
         existing = self.find(spec)
         if existing and existing.read_only == request.read_only and (alive := self.reattach(request)):
             return alive
@@ -139,8 +132,21 @@ class NbdAttacher:
         """
         return [self._spec_of(device) for device in self._devices()]
 
+    def refuse_other_cluster(self, spec: ImageSpec) -> None:
+        """Raise DeviceInUse when the image's device was attached to another cluster's; see Attacher.
+
+        A device is known by its volume's id, which two sites that mirror each other have in common.
+        """
+        kept = self._kept.find_volume(spec.volume_id)
+        if kept and kept.spec.is_of_other_cluster(spec) and (device := self._find(spec)):
+            raise DeviceInUse(
+                f"{device.device} is still a device here of {kept.spec} of cluster {kept.spec.cluster}, and the volume "
+                f"is wanted of cluster {spec.cluster}; unstage the volume first"
+            )
+
     def reattach(self, request: AttachRequest) -> Attachment | None:
         """Start another daemon for the image's device if it has none; None when it has no device. See Attacher."""
+        self.refuse_other_cluster(request.spec)
         found = self._find(request.spec)
         if found is None:
             return None
@@ -223,20 +229,8 @@ class NbdAttacher:
         end_daemons(spec, self._proc, but=earlier, patience=self._patience)
 
     def _start(self, request: AttachRequest, command: str, *more: str) -> None:
-        options = request.map_options
-        words = [f"--{word}" for word in filter(None, options.split(","))]
-        words += [text for name, text in _DEFAULT_OPTIONS.items() if not has_option(options, name)]
-        if request.spec.volume_id:
-            words.append(f"--cookie={request.spec.volume_id}")
-        if request.read_only:
-            words.append("--read-only")
-        log_file = request.log_file if request.log_file and can_be_written(request.log_file) else ""
-        settings = [
-            f"--log-file={log_file}",
-            *_DAEMON_SETTINGS,
-            f"--admin-socket={self._sockets.place(_name(request.spec))}",
-        ]
-        self._client.map(PROGRAM, [*settings, command, str(request.spec), *more, *words], request)
+        admin_socket = self._sockets.place(_name(request.spec))
+        self._client.map(PROGRAM, words_of(request, command, *more, admin_socket=admin_socket), request)
 
     def _revived(self, device: NbdDevice, spec: ImageSpec) -> NbdDevice:
         """Return the device with a daemon that can write what the page cache holds; without where nothing is known."""

@@ -135,6 +135,9 @@ class QemuAttacher:
         homes = [Home(path=path) for path in sorted(self._directory.glob("*"))]
         return [spec for home in homes if (spec := home.spec()) is not None]
 
+    def refuse_other_cluster(self, spec: ImageSpec) -> None:
+        """Do nothing: what an image has here is found by its cluster."""
+
     def reattach(self, request: AttachRequest) -> Attachment | None:  # noqa: ARG002 - the protocol's signature
         """Return None: the loop device keeps the file of the export that died, no other can take its place."""
         return None

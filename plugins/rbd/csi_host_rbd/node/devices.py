@@ -8,7 +8,15 @@ from dataclasses import replace
 from csi_host.access import VolumeAccess
 from csi_host.process import Runner, run
 from csi_host.request import remaining_seconds
-from csi_host_rbd.attach.attacher import Attacher, Attachment, AttachmentLost, AttachRequest, ImageSpec, OpensLuks
+from csi_host_rbd.attach.attacher import (
+    Attacher,
+    Attachment,
+    AttachmentLost,
+    AttachRequest,
+    DeviceInUse,
+    ImageSpec,
+    OpensLuks,
+)
 from csi_host_rbd.attach.block_devices import attribute
 from csi_host_rbd.attach.nbd_logs import log_file, put_away
 from csi_host_rbd.attach.registry import Attachers
@@ -64,8 +72,10 @@ class Devices:
         """Return the volume's device as ``find`` does, with a new server if the old one has died and that can be.
 
         One whose server lives may be what a call made that was killed before it could keep how, or what ceph-csi made.
+        Raises DeviceInUse when the device is another cluster's.
         """
         attacher = self._attachers.named(stash.mounter)
+        attacher.refuse_other_cluster(stash.spec)
         below = attacher.find(stash.spec)
         if below is not None:
             request = image.attach_request(read_only=below.read_only, mounter=stash.mounter)
@@ -75,9 +85,27 @@ class Devices:
                 attacher.reattach(request)
         return self.find(stash)
 
+    def refuse_other_cluster(self, stash: Stash, spec: ImageSpec) -> None:
+        """Raise DeviceInUse when the volume of ``stash`` has a device of another cluster than the image that is wanted.
+
+        What an attacher keeps may be lost; the stash goes only when the volume is unstaged.
+        """
+        if not stash.spec.is_of_other_cluster(spec):
+            return
+        device = self._attachers.named(stash.mounter).find(stash.spec) or self.find(stash)
+        if device is not None:
+            raise DeviceInUse(
+                f"{device.device} is still a device here of {stash.spec} of cluster {stash.spec.cluster}, and volume "
+                f"{stash.volume_id} is wanted of cluster {spec.cluster}; unstage the volume first"
+            )
+
     def keep(self, stash: Stash, request: AttachRequest) -> None:
-        """Have the volume's device, if it has one, get a new server by ``request`` when it needs one."""
+        """Have the volume's device, if it has one, get a new server by ``request`` when it needs one.
+
+        Raises DeviceInUse when the device is another cluster's.
+        """
         attacher = self._attachers.named(stash.mounter)
+        attacher.refuse_other_cluster(request.spec)
         if below := attacher.find(stash.spec):
             attacher.keep(replace(request, read_only=below.read_only))
 
@@ -114,8 +142,9 @@ class Devices:
     def with_header(self, stash: Stash, image: NodeImage) -> Iterator[str]:
         """Yield the device that shows the whole image of an encrypted volume, with its LUKS header, for writing.
 
-        Raises AttachmentLost when the volume has no living device here.
+        Raises AttachmentLost when the volume has no living device here, and as ``refuse_other_cluster`` does.
         """
+        self.refuse_other_cluster(stash, image.spec)
         attacher = self._attachers.named(stash.mounter)
         below = attacher.find(stash.spec)
         if below is None or not below.is_alive:

@@ -8,6 +8,7 @@ What a failure leaves, and who mends it:
 * it dies within ``unstage``: the retry finds no mount, and detaches what the stash names; the stash goes last;
 * the stash is lost: a mount, or else the volume's id, says which devices are its, see lost_volumes;
 * the qemu mounter's container has ended: a mount alone says which loop device has to go, see lost_volumes;
+* the site was lost, and the volume is found at the other one: ``stage`` refuses while a device here is the lost site's;
 * what serves the device has died below the mount: ``stage`` unmounts and attaches anew, ``unstage`` takes it away;
 * its device vanished, and pods still have mounts of it: ``stage`` attaches anew, ``publish`` replaces those mounts;
 * a growth is cut off: the filesystem is smaller than its device, and grows on when it is staged or expanded next;
@@ -96,7 +97,12 @@ class NodeVolumes:
             self._devices.keep(stash, request_of(stash))
 
     def stage(self, staging: Staging, access: VolumeAccess, image: NodeImage) -> None:
-        """Attach the image and mount it, formatted if need be."""
+        """Attach the image and mount it, formatted if need be.
+
+        Raises DeviceInUse when the volume still has a device here of another cluster, whose image it was before.
+        """
+        if (before := _stash_if_sound(staging)) is not None:
+            self._devices.refuse_other_cluster(before, image.spec)
         stash = image.stash(staging.volume_id, self._devices.mounter_of(image))
         _check_programs(access)
         attachment, mount = self._devices.revived(stash, image), staging.mount()
