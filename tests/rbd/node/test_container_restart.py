@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,30 @@ FILESYSTEM = VolumeAccess(mode=AccessMode.SINGLE_NODE_WRITER, is_block=False, fs
 BLOCK = VolumeAccess(mode=AccessMode.SINGLE_NODE_WRITER, is_block=True, fs_type="")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """A loop device with the file it was attached to then: its name may be somebody else's a moment after."""
+
+    device: str
+    attached: str
+
+    @classmethod
+    def now(cls, device: str) -> "Loop":
+        return cls(device=device, attached=_sequence(device))
+
+    def is_there(self) -> bool:
+        return backing_file(self.device) is not None and _sequence(self.device) == self.attached
+
+    def detach(self) -> None:
+        if self.is_there():
+            LoopDevices(run).detach(self.device)
+
+
+def _sequence(device: str) -> str:
+    # Counted up with each file that any loop device is attached to.
+    return Path("/sys/block", Path(device).name, "diskseq").read_text().strip()
+
+
 def volumes_of(directory: Path, runner: Runner = run) -> NodeVolumes:
     """Return what a csi-host that has just started knows."""
     attachers = Attachers([QemuAttacher(run=runner, directory=directory / "qemu")], default="qemu")
@@ -55,48 +80,49 @@ def image(make_node_image: MakeNodeImage) -> NodeImage:
 
 
 @pytest.fixture
-def orphan(directory: Path, image: NodeImage) -> Iterator[Callable[[VolumeAccess], tuple[Staging, str]]]:
+def orphan(directory: Path, image: NodeImage) -> Iterator[Callable[[VolumeAccess], tuple[Staging, Loop]]]:
     """Return a function that stages the image in a container which ends then: the mount is there, all else is gone."""
     place = Staging.of(str(directory / "globalmount"), image.name)
     place.directory.mkdir()
-    devices: list[str] = []
+    loops: list[Loop] = []
 
-    def stage(access: VolumeAccess) -> tuple[Staging, str]:
+    def stage(access: VolumeAccess) -> tuple[Staging, Loop]:
         with other_mount_namespace() as run_there:
             volumes_of(directory, inside(run_there)).stage(place, access, image)
             mount = place.mount()
             assert mount is not None
-            devices.append(device_of(mount))
+            loops.append(Loop.now(device_of(mount)))
             if not access.is_block:
                 (place.target / "file").write_text("data")
                 run(["sync", "--file-system", str(place.target)], timeout=60)
             Machine(directory=directory).kill_daemon()
         shutil.rmtree(directory / "qemu")
-        assert str(directory) not in str(backing_file(devices[0]))
-        return place, devices[0]
+        assert loops[0].is_there()
+        assert str(directory) not in str(backing_file(loops[0].device))
+        return place, loops[0]
 
     yield stage
     if place.mount() is not None:
         run(["umount", str(place.target)], timeout=60)
-    for device in devices:
+    for loop in loops:
         with suppress(CsiError):
-            LoopDevices(run).detach(device)
+            loop.detach()
 
 
 @pytest.mark.parametrize("access", [FILESYSTEM, BLOCK])
 def test_unstaging_takes_the_loop_device_away(
-    directory: Path, orphan: Callable[[VolumeAccess], tuple[Staging, str]], access: VolumeAccess
+    directory: Path, orphan: Callable[[VolumeAccess], tuple[Staging, Loop]], access: VolumeAccess
 ) -> None:
-    place, device = orphan(access)
+    place, orphaned = orphan(access)
     volumes_of(directory).unstage(place)
-    assert backing_file(device) is None
+    assert not orphaned.is_there()
     assert list(place.directory.iterdir()) == []
 
 
 def test_unstaging_that_fails_at_the_loop_device_is_completed_by_the_next_call(
-    directory: Path, orphan: Callable[[VolumeAccess], tuple[Staging, str]]
+    directory: Path, orphan: Callable[[VolumeAccess], tuple[Staging, Loop]]
 ) -> None:
-    place, device = orphan(FILESYSTEM)
+    place, orphaned = orphan(FILESYSTEM)
 
     def fails_to_detach(argv: Sequence[str], **how: Any) -> ProcessResult:
         if "--detach" in argv:
@@ -106,16 +132,16 @@ def test_unstaging_that_fails_at_the_loop_device_is_completed_by_the_next_call(
     with pytest.raises(ProcessError, match="no such luck"):
         volumes_of(directory, fails_to_detach).unstage(place)
     assert place.mount() is None
-    assert backing_file(device) is not None
+    assert orphaned.is_there()
     volumes_of(directory).unstage(place)
-    assert backing_file(device) is None
+    assert not orphaned.is_there()
     assert list(place.directory.iterdir()) == []
 
 
 def test_staging_anew_leaves_one_device_and_the_data(
-    directory: Path, orphan: Callable[[VolumeAccess], tuple[Staging, str]], image: NodeImage
+    directory: Path, orphan: Callable[[VolumeAccess], tuple[Staging, Loop]], image: NodeImage
 ) -> None:
-    place, device = orphan(FILESYSTEM)
+    place, orphaned = orphan(FILESYSTEM)
     volumes = volumes_of(directory)
     assert not volumes.is_staged(place, FILESYSTEM)
     volumes.stage(place, FILESYSTEM, image)
@@ -123,18 +149,18 @@ def test_staging_anew_leaves_one_device_and_the_data(
     assert mount is not None
     (loop,) = Machine(directory=directory).loops()
     assert device_of(mount) == loop
-    assert loop == device or backing_file(device) is None
+    assert Loop.now(loop) == orphaned or not orphaned.is_there()
     assert (place.target / "file").read_text() == "data"
     volumes.unstage(place)
     Machine(directory=directory).assert_clean()
 
 
 def test_a_mount_of_what_no_mounter_made_is_taken_away_and_its_device_stays(
-    directory: Path, orphan: Callable[[VolumeAccess], tuple[Staging, str]]
+    directory: Path, orphan: Callable[[VolumeAccess], tuple[Staging, Loop]]
 ) -> None:
-    place, device = orphan(FILESYSTEM)
+    place, orphaned = orphan(FILESYSTEM)
     run(["umount", str(place.target)], timeout=60)
-    LoopDevices(run).detach(device)
+    orphaned.detach()
     file = directory / "somebody's"
     file.touch()
     os.truncate(file, 32 * MIB)
