@@ -49,7 +49,7 @@ def test_a_file_whose_server_does_not_answer_is_not_waited_for(fuse_file_below_d
             assert OpenNodes(lambda: None).number_of(Path(f"/proc/{process.pid}"), "5") is None
             # By its name it is known all the same.
             users = users_of(str(fuse_file_below_dev.path), numbers=NOBODYS, seconds=SECONDS)
-            assert users == [f"process {process.pid} (cat)"]
+            assert [user.rpartition(" ")[0] for user in users] == [f"process {process.pid}"]
         finally:
             fuse_file_below_dev.resume()
             search.join(SECONDS)
@@ -63,7 +63,7 @@ def test_a_node_on_a_filesystem_of_a_container_is_known_by_its_number(disk: Any,
     """
     with running(script, str(below_dev), str(os.major(number)), str(os.minor(number))):
         users = users_of("/dev/absent", numbers={number}, seconds=SECONDS)
-    assert any(user.endswith("(cat)") for user in users)
+    assert any(user.endswith(("(cat)", "(sh)")) for user in users)
     assert not (below_dev / "node").exists()
 
 
@@ -76,9 +76,9 @@ def test_a_node_that_was_opened_in_another_namespace_is_known_by_its_number(disk
     """
     with running(script, str(below_dev), str(os.major(number)), str(os.minor(number)), str(os.getpid())):
         users = users_of("/dev/absent", numbers={number}, seconds=SECONDS)
-        (pid,) = (user.split()[1] for user in users if user.endswith("(cat)"))
+        pids = [user.split()[1] for user in users if user.startswith("process ")]
         # Whichever process is looked at first.
-        assert OpenNodes(lambda: None).number_of(Path(f"/proc/{pid}"), "5") == number
+        assert number in [OpenNodes(lambda: None).number_of(Path(f"/proc/{pid}"), "5") for pid in pids]
 
 
 def test_a_node_of_this_machine_is_known_by_its_number(disk: Any, below_dev: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_node_of_this_machine_is_known_by_its_number(disk: Any, below_dev: Pat
     with running("exec 5<$1; echo ready; exec cat", str(node)) as process:
         users = users_of("/dev/absent", numbers={node.stat().st_rdev}, seconds=SECONDS)
     # Programs of others that look for a free loop device open all of them for a moment.
-    assert f"process {process.pid} (cat)" in users
+    assert any(user.startswith(f"process {process.pid} ") for user in users)
 
 
 def test_a_process_with_many_open_files_does_not_outlast_the_time() -> None:

@@ -50,7 +50,7 @@ def _is_for_the_machine(item: pytest.Item) -> bool:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Outside, have a test's reports come from the machine."""
     if not _is_for_the_machine(item):
         return None
@@ -58,6 +58,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     for report in _reports(item):
         report.nodeid = item.nodeid
         item.ihook.pytest_runtest_logreport(report=report)
+    # What a test beside the machine has left for others of this directory; nothing was set up for this one.
+    item.session._setupstate.teardown_exact(nextitem)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
 
