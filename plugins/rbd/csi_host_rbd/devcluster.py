@@ -28,8 +28,9 @@ POOL = "rbd"
 
 _MARKER = ".csi-host-dev-cluster"
 _PROGRAMS = ("ceph", "ceph-authtool", "ceph-mgr", "ceph-mon", "ceph-osd", "monmaptool", "rbd")
-_COMMAND_SECONDS = 60.0
-_READY_SECONDS = 90.0
+# Enough also where every instruction is interpreted, as in a virtual machine without KVM.
+_COMMAND_SECONDS = 180.0
+_READY_SECONDS = 300.0
 _MAX_DIRECTORY_LENGTH = 70
 
 
